@@ -1,0 +1,3 @@
+"""Guidance methods for score-based data assimilation."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,60 @@
+r"""The Gaussian likelihood score of the SDA paper.
+
+References:
+    - Rozet & Louppe, "Score-based Data Assimilation", 2023, https://arxiv.org/abs/2306.10574,
+      section 3.2, eq. 15 and algorithm 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from sda_core.config import component, non_negative, option
+from sda_core.denoiser import Denoiser
+from sda_core.guidance import GaussianLikelihood, Guidance, GuidedDenoiser
+from torch import Tensor
+
+
+@component
+class GaussianGuidance(Guidance):
+    r"""p(y | x_t) = N(y; A(x0), std^2 + gamma (sigma / alpha)^2), x0 = E[x_0 | x_t].
+
+    The term gamma (sigma / alpha)^2 stands for the uncertainty of x0. With ``detach`` the gradient
+    does not go through the network: about a third of the cost, less accurate.
+
+    Good values: gamma = 0.03 for Lorenz-63 and 0.01 for Kolmogorov flow (the paper's).
+    """
+
+    exact_for_gaussian: ClassVar[bool] = False
+
+    gamma: float = option(default=0.03, check=non_negative, help="variance of x0, over (sigma / alpha)^2")
+    detach: bool = option(default=False, help="take the gradient at fixed noise estimate")
+
+    def __call__(self, prior: Denoiser, likelihood: GaussianLikelihood) -> Denoiser:
+        """Make the denoiser of the posterior."""
+        return GuidedDenoiser(prior, likelihood, self._score)
+
+    def _score(
+        self,
+        x_t: Tensor,
+        denoise: Callable[[Tensor], Tensor],
+        likelihood: GaussianLikelihood,
+        alpha: Tensor,
+        sigma: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        if self.detach:
+            with torch.no_grad():
+                x0 = denoise(x_t)
+            wrt = x0.requires_grad_()
+            scale = 1 / alpha  # dx0 / dx_t at fixed eps
+        else:
+            wrt = x_t.requires_grad_()
+            x0 = denoise(x_t)
+            scale = torch.ones_like(alpha)
+        ratio = (sigma / alpha).reshape(-1, 1)
+        variance = likelihood.variance(x0) + self.gamma * ratio**2
+        log_p = -0.5 * (likelihood.residual(x0) ** 2 / variance).sum()
+        (gradient,) = torch.autograd.grad(log_p, wrt)
+        return x0, scale * gradient

@@ -1,0 +1,3 @@
+"""Transformer over time as a score kernel."""
+
+__version__ = "0.1.0"

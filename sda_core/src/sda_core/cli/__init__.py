@@ -1,0 +1,61 @@
+"""The ``sda`` command.
+
+Each command is a thin layer over a Python function, in a module of its own; plugins add theirs
+through the hook ``sda_cli_commands``. Modules here import nothing heavy: a command imports what it
+needs when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from sda_core import __version__
+from sda_core.cli import data, doctor, info, list_, presets, stages
+from sda_core.errors import SDAError
+from sda_core.plugins import PluginManager, default_manager
+
+_DEBUG = "SDA_DEBUG"
+
+
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar=_DEBUG, help="Show where errors come from.")
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Score-based data assimilation."""
+    os.environ[_DEBUG] = "1" if debug else "0"
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def make_app(manager: PluginManager) -> typer.Typer:
+    """Put the command line together, plugins' commands included."""
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback(invoke_without_command=True)(_options)
+    for module in (list_, info, presets, stages, data, doctor):
+        module.add_commands(app)
+    manager.add_cli_commands(app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``sda``; errors that the library raises on purpose are shown without traceback."""
+    try:
+        make_app(default_manager())(args=arguments, prog_name="sda")
+    except SDAError as error:
+        if os.environ.get(_DEBUG) == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,30 @@
+"""``sda doctor``: whether what is installed works."""
+
+from __future__ import annotations
+
+import attrs
+import typer
+
+from sda_core import health
+from sda_core.cli.output import JsonOption, print_json
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(doctor)
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Check the installation; exit code 1 if anything is broken."""
+    findings = health.doctor()
+    broken = any(finding.broken for finding in findings)
+    if as_json:
+        print_json({"ok": not broken, "findings": [attrs.asdict(f) for f in findings]})
+    else:
+        for finding in findings:
+            mark = "BROKEN" if finding.broken else "advice" if finding.mend else "ok"
+            typer.echo(f"{mark:<6}  {finding.subject}: {finding.message}")
+            if finding.mend:
+                typer.echo(f"        to mend: {finding.mend}")
+    if broken:
+        raise typer.Exit(1)

@@ -1,0 +1,37 @@
+"""Data sets of trajectories: making, reading, checking, and windows to train on."""
+
+from sda_core.data.base import (
+    SCHEMA_VERSION,
+    SPLITS,
+    Problem,
+    Recipe,
+    StoreInfo,
+    StoreProblemError,
+    split_path,
+)
+from sda_core.data.generate import DataConfig, generate
+from sda_core.data.report import FileReport, StoreReport, inspect
+from sda_core.data.standardization import Standardization
+from sda_core.data.store import TrajectoryStore
+from sda_core.data.verify import VerifyReport, verify
+from sda_core.data.windows import WindowDataset
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "SPLITS",
+    "DataConfig",
+    "FileReport",
+    "Problem",
+    "Recipe",
+    "Standardization",
+    "StoreInfo",
+    "StoreProblemError",
+    "StoreReport",
+    "TrajectoryStore",
+    "VerifyReport",
+    "WindowDataset",
+    "generate",
+    "inspect",
+    "split_path",
+    "verify",
+]

@@ -1,0 +1,343 @@
+"""Making a data set: simulate block by block, keep what is done, put the files in place."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import pickle
+import platform
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import attrs
+import h5py
+import numpy as np
+import torch
+
+import sda_core
+from sda_core.config import at_least, component, option
+from sda_core.data.base import RESERVED_NAMES, SPLITS, Recipe, size_text, split_path
+from sda_core.data.hdf5 import open_file, read_info
+from sda_core.data.parts import Parts
+from sda_core.data.progress import ProgressOption, reporting
+from sda_core.data.standardization import Moments
+from sda_core.data.writer import SplitWriter, sync
+from sda_core.errors import ConfigError, DataError, ShapeError, SimulationError
+from sda_core.system import System, SystemSpec, simulate_block
+
+
+@component
+class DataConfig:
+    """How much data to make, and how.
+
+    Attributes:
+        trajectories: Number of trajectories in all splits together.
+        length: Number of states in each.
+        burn_in: Number of steps simulated before them and thrown away.
+        fractions: Shares of train, valid and test; they add up to 1.
+        workers: Number of processes; the numbers do not depend on it.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    trajectories: int = option(default=1024, check=at_least(1))
+    length: int = option(default=1024, check=at_least(1))
+    burn_in: int = option(default=1024, check=at_least(0))
+    fractions: tuple[float, float, float] = option(default=(0.8, 0.1, 0.1), check=at_least(0))
+    workers: int = option(default=1, check=at_least(1))
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.fractions) != 3 or not math.isclose(math.fsum(self.fractions), 1, abs_tol=1e-9):
+            raise ConfigError(
+                f"fractions are the shares of train, valid and test: give three numbers that add "
+                f"up to 1, not {list(self.fractions)}, which add up to {math.fsum(self.fractions)}"
+            )
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Number of trajectories in each split: the bounds between splits are rounded down."""
+        # The tiny number keeps sums such as 0.7 + 0.1 from falling below their exact value.
+        shares = (math.fsum(self.fractions[: i + 1]) for i in range(2))
+        bounds = [0, *(int(s * self.trajectories + 1e-9) for s in shares), self.trajectories]
+        return {split: bounds[i + 1] - bounds[i] for i, split in enumerate(SPLITS)}
+
+
+def generate(
+    system: System,
+    path: str | Path,
+    config: DataConfig,
+    seed: int,
+    *,
+    system_config: Mapping[str, Any],
+    versions: Mapping[str, str] | None = None,
+    progress: ProgressOption = None,
+) -> Path:
+    """Make a data set, or what is missing of it.
+
+    Blocks that are done are kept in ``path/.parts``, and an interrupted generation goes on from
+    there. The files get their names when all are complete. Peak memory is one block per worker.
+
+    Args:
+        system: The system to simulate. With more than one worker it is pickled, and a script that
+            calls this function does so under ``if __name__ == "__main__":``.
+        path: Directory of the data set.
+        config: How much to make.
+        seed: Seed of the data set, 0 or greater.
+        system_config: The system's full configuration, of JSON values.
+        versions: Versions to record besides those of sda-core, torch, numpy, h5py and Python, by
+            name of the distribution.
+        progress: What to show, see :data:`~sda_core.data.progress.ProgressOption`.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ConfigError: The configuration does not allow a data set.
+        DataError: The directory holds something else, or the disk is too small.
+        SimulationError: A state is not finite.
+    """
+    spec = system.spec
+    recipe = Recipe(
+        system=dict(system_config),
+        seed=seed,
+        length=config.length,
+        burn_in=config.burn_in,
+        split_sizes=config.split_sizes,
+        block_size=system.block_size,
+    )
+    _check_spec(spec, recipe)
+    parts = Parts(Path(path), recipe)
+    if _is_finished(parts.directory, recipe) and not parts.folder.exists():
+        return parts.directory
+    with parts.locked():
+        if not _is_finished(parts.directory, recipe):
+            created_by = _versions() | dict(versions or {})
+            parts.claim(created_by)
+            missing = [block for block in recipe.blocks if not _is_whole(parts, block)]
+            _check_disk(parts, missing, spec)
+            _simulate(system, parts, missing, config.workers, progress)
+            _merge(parts, spec, created_by)
+        parts.remove()
+    return parts.directory
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "sda-core": sda_core.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _check_spec(spec: SystemSpec, recipe: Recipe) -> None:
+    names = [axis.name for axis in spec.axes]
+    wrong = [n for n in names if n in RESERVED_NAMES or "/" in n or names.count(n) > 1]
+    if wrong:
+        raise ConfigError(
+            f"the grid axes {names} cannot be stored: names must differ from each other and from "
+            f"{', '.join(RESERVED_NAMES)}, and have no '/'. Rename {wrong} in the system's spec, "
+            "for example to 'grid_x'"
+        )
+    if (spec.mean is None or spec.std is None) and not recipe.split_sizes["train"]:
+        raise ConfigError(
+            "the system's spec has no mean and std, so they are taken from the training split, "
+            "which is empty: make data.fractions[0] greater, or give mean and std in the spec"
+        )
+
+
+def _is_finished(directory: Path, recipe: Recipe) -> bool:
+    """Whether all files are in place; DataError if there are files of something else."""
+    found = []
+    for split in SPLITS:
+        path = split_path(directory, split)
+        if not path.exists():
+            continue
+        with open_file(path) as file:
+            info = read_info(file, path)
+        if info.data_id != recipe.data_id:
+            raise DataError(
+                f"{path} is of another data set and is not overwritten. It differs from the one "
+                f"asked for in {', '.join(info.recipe.differences(recipe))}. To mend: choose "
+                "another directory, or delete the file if it is not needed."
+            )
+        found.append(split)
+    return tuple(found) == recipe.splits
+
+
+def _is_whole(parts: Parts, block: int) -> bool:
+    if not parts.path(block).exists():
+        return False
+    try:
+        parts.load(block)
+    except DataError:
+        parts.path(block).unlink()  # made anew, so nobody has to do it by hand
+        return False
+    return True
+
+
+def _check_disk(parts: Parts, missing: list[int], spec: SystemSpec) -> None:
+    recipe = parts.recipe
+    trajectories = recipe.total + sum(len(recipe.block_rows(block)) for block in missing)
+    needed = 4 * trajectories * recipe.length * math.prod(spec.state_shape)
+    available = shutil.disk_usage(parts.folder).free
+    if needed > available:
+        raise DataError(
+            f"making the data set in {parts.directory} takes {size_text(needed)} of disk (parts, "
+            f"and the files made of them), but only {size_text(available)} are free. To mend: free "
+            "some space, choose another directory, or make fewer or shorter trajectories."
+        )
+
+
+def make_part(system: System, parts: Parts, block: int) -> int:
+    """Simulate a block and keep it; can be called in any process that sees the directory.
+
+    Args:
+        system: The system to simulate.
+        parts: Where to keep the block, and what it is a part of.
+        block: Number of the block.
+
+    Returns:
+        The number of the block.
+
+    Raises:
+        ShapeError: The system's states do not have the shape that its spec promises.
+        SimulationError: A state is not finite.
+    """
+    recipe = parts.recipe
+    with torch.no_grad(), _one_thread():
+        states = simulate_block(system, recipe.seed, block, recipe.length, recipe.burn_in)
+    expected = (recipe.block_size, recipe.length, *system.spec.state_shape)
+    if tuple(states.shape) != expected:
+        raise ShapeError(
+            f"{type(system).__name__} returned trajectories of shape {tuple(states.shape)}, but "
+            f"by its spec and block_size they have {expected} (block_size, L, C, *S)"
+        )
+    rows = recipe.block_rows(block)
+    x = states[: len(rows)].to("cpu", torch.float32)
+    bad = [row for row, member in zip(rows, x, strict=True) if not member.isfinite().all()]
+    if bad:
+        raise SimulationError(
+            f"seed {recipe.seed}, trajectories {bad}: {type(system).__name__} has states too large "
+            "for float32, in which data are stored. Choose other units for its variables."
+        )
+    parts.save(block, x.numpy())
+    return block
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Sums are split among threads, so that their last bits depend on the number of threads.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _simulate(
+    system: System, parts: Parts, missing: list[int], workers: int, progress: ProgressOption
+) -> None:
+    total = len(parts.recipe.blocks)
+    done = total - len(missing)
+    with reporting(progress, done, total) as report:
+        workers = min(workers, len(missing))
+        blocks = (
+            _in_processes(system, parts, missing, workers)
+            if workers > 1
+            else (make_part(system, parts, block) for block in missing)
+        )
+        for number, _ in enumerate(blocks, start=done + 1):
+            report(number)
+
+
+def _in_processes(
+    system: System, parts: Parts, missing: Iterable[int], workers: int
+) -> Iterator[int]:
+    try:
+        pickle.dumps(system)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{type(system).__name__} cannot be sent to {workers} worker processes ({error}): "
+            "define its class in a module, or use data.workers = 1"
+        ) from error
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+        futures = [pool.submit(make_part, system, parts, block) for block in missing]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"one of {workers} worker processes died, often for want of memory. What is done "
+                "is kept. To mend: run again with fewer workers."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent is killed, which cannot tell it to."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _merge(parts: Parts, spec: SystemSpec, created_by: dict[str, str]) -> None:
+    """Write the parts into one file per split, and give the files their names at the end."""
+    recipe = parts.recipe
+    moments = Moments(len(spec.variables))
+    final = {split: split_path(parts.directory, split) for split in recipe.splits}
+    temporary = {split: path.with_suffix(".h5.tmp") for split, path in final.items()}
+    with ExitStack() as stack:
+        writers = {}
+        for split, path in temporary.items():
+            writers[split] = SplitWriter(path, recipe, split, spec)
+            stack.callback(writers[split].close)
+        for block in recipe.blocks:
+            x, first = parts.load(block), recipe.block_rows(block).start
+            for split, writer in writers.items():
+                rows = recipe.rows(split)
+                a, b = max(first, rows.start), min(first + len(x), rows.stop)
+                if a < b:
+                    members = x[a - first : b - first]
+                    writer.write(a, members)
+                    if split == "train":
+                        for member in members:
+                            moments.update(member)
+        full_spec, source = _with_statistics(spec, moments)
+        for writer in writers.values():
+            writer.finish(full_spec, source, created_by)
+    for split in recipe.splits:
+        os.replace(temporary[split], final[split])
+    sync(parts.directory)
+
+
+def _with_statistics(spec: SystemSpec, moments: Moments) -> tuple[SystemSpec, str]:
+    if spec.mean is not None and spec.std is not None:
+        return spec, "system"
+    constant = [v for v, std in zip(spec.variable_names, moments.std, strict=True) if std == 0]
+    if constant:
+        raise DataError(
+            f"the variables {constant} are constant over the training split, so they have no std "
+            "to standardize by. To mend: give mean and std in the system's spec, or leave these "
+            "variables out."
+        )
+    return attrs.evolve(spec, mean=moments.mean, std=moments.std), "train"

@@ -1,0 +1,110 @@
+r"""Denoisers of windows: a kernel, a schedule and a parameterization, and the loss that trains them.
+
+The network F sees c_in x_t, and x0 = c_skip x_t + c_out F(c_in x_t, t). A parameterization is the
+choice of the three coefficients:
+
+    ======  ===========================  ==============================  =========================
+    name    c_in                         c_skip                          c_out
+    ======  ===========================  ==============================  =========================
+    eps     1                            1 / alpha                       -sigma / alpha
+    x0      1                            0                               1
+    edm     1 / sqrt(alpha^2 + sigma^2)  alpha / (alpha^2 + sigma^2)     sigma c_in
+    ======  ===========================  ==============================  =========================
+
+The loss is the mean square error of F, that is |x0 - x_0|^2 / c_out^2: of the noise for ``eps``
+(Ho et al., 2020, https://arxiv.org/abs/2006.11239, eq. 14), of the clean state for ``x0``, of a
+target with unit variance at every noise level for ``edm`` (Karras et al., 2022,
+https://arxiv.org/abs/2206.00364, table 1, with sigma_data = 1 in model space and carried over to
+any alpha).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sda_core.denoiser.base import Denoiser, expand_time
+from sda_core.schedule.base import Schedule
+
+ParameterizationName = Literal["eps", "x0", "edm"]
+Coefficients = tuple[Tensor, Tensor, Tensor]
+
+
+def _eps(alpha: Tensor, sigma: Tensor) -> Coefficients:
+    return torch.ones_like(alpha), 1 / alpha, -sigma / alpha
+
+
+def _x0(alpha: Tensor, sigma: Tensor) -> Coefficients:
+    return torch.ones_like(alpha), torch.zeros_like(alpha), torch.ones_like(alpha)
+
+
+def _edm(alpha: Tensor, sigma: Tensor) -> Coefficients:
+    c_in = (alpha**2 + sigma**2).rsqrt()
+    return c_in, alpha * c_in**2, sigma * c_in
+
+
+PARAMETERIZATIONS: dict[str, Callable[[Tensor, Tensor], Coefficients]] = {
+    "eps": _eps,
+    "x0": _x0,
+    "edm": _edm,
+}
+
+
+class WindowDenoiser(Denoiser):
+    r"""E[x_0 | x_t] of windows (B, W, C, \*S).
+
+    Args:
+        kernel: The network, ``kernel(x, t)``; see :class:`sda_core.kernel.Kernel`.
+        schedule: The noise schedule.
+        window: The width W that the kernel was built for.
+        parameterization: What the network's output means; see the module docstring.
+    """
+
+    def __init__(
+        self,
+        kernel: nn.Module,
+        schedule: Schedule,
+        window: int,
+        parameterization: ParameterizationName = "eps",
+    ) -> None:
+        super().__init__(schedule)
+        self.kernel = kernel
+        self.window = window
+        self.parameterization = parameterization
+
+    def coefficients(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        """(c_in, c_skip, c_out) at the given scales."""
+        return PARAMETERIZATIONS[self.parameterization](alpha, sigma)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        r"""E[x_0 | x_t]: (B, W, C, \*S), () or (B,) -> (B, W, C, \*S)."""
+        c_in, c_skip, c_out = self.coefficients(*self.scales(x_t, t))
+        return c_skip * x_t + c_out * self.kernel(c_in * x_t, t.expand(len(x_t)))
+
+    def loss(self, x: Tensor, generator: Generator, weights: Tensor | None = None) -> Tensor:
+        r"""Denoising loss with t uniform in [0, 1], stratified over the batch.
+
+        Args:
+            x: Clean windows in model space, (B, W, C, \*S).
+            generator: Source of the times and the noise (a CPU generator).
+            weights: Per-variable weights, (C,); they are divided by their mean.
+
+        Returns:
+            The mean loss, ().
+        """
+        n = len(x)
+        # One time in each of n equal parts of [0, 1]: uniform, with less variance than n draws.
+        offset = torch.rand(n, generator=generator)
+        t = ((torch.randperm(n, generator=generator) + offset) / n).to(x)
+        eps = torch.randn(x.shape, generator=generator).to(x)
+        alpha, sigma = self.scales(x, t)
+        x_t = alpha * x + sigma * eps
+        c_in, c_skip, c_out = self.coefficients(alpha, sigma)
+        target = ((1 - c_skip * alpha) * x - c_skip * sigma * eps) / c_out
+        error = (self.kernel(c_in * x_t, t) - target).square()
+        if weights is not None:
+            error = error * expand_time(weights / weights.mean(), error[0, 0])
+        return error.mean()

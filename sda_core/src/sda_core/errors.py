@@ -1,0 +1,43 @@
+"""The errors this library raises on purpose.
+
+Every message says what was asked, what was given, what is allowed and how to mend it.
+Anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+
+class SDAError(Exception):
+    """Base class of all errors raised on purpose."""
+
+
+class ConfigError(SDAError, ValueError):
+    """A configuration key is unknown, missing, of the wrong type or out of range."""
+
+
+class PluginError(SDAError):
+    """A plugin cannot be used: it fails to import, clashes with another or is misdeclared."""
+
+
+class UnknownComponentError(PluginError, LookupError):
+    """No component or preset is registered under the name asked for."""
+
+
+class DataError(SDAError):
+    """A data store is missing, damaged, incomplete or does not belong with the others."""
+
+
+class ShapeError(SDAError, ValueError):
+    """An array does not have the shape that was promised."""
+
+
+class CheckpointError(SDAError):
+    """A checkpoint is missing, damaged or belongs to another configuration."""
+
+
+class SimulationError(SDAError, ArithmeticError):
+    """A simulated trajectory left the range of finite numbers."""
+
+
+class AssimilationError(SDAError):
+    """An assimilation cannot be done as asked, or produced values that are not finite."""

@@ -1,0 +1,104 @@
+r"""Assimilation methods: a problem in, a posterior ensemble out.
+
+All methods solve the same :class:`Problem`, so that they are compared on the same observations.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+from torch import Tensor
+
+from sda_core.errors import ShapeError
+from sda_core.observation.base import ObservationModel
+from sda_core.system.base import System
+
+if TYPE_CHECKING:
+    from sda_core.guidance.base import Guidance
+    from sda_core.model import TrainedModel
+    from sda_core.sampler.base import Sampler
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Problem:
+    r"""Infer the trajectory x_1:L of a system from an observation y.
+
+    Attributes:
+        system: The system.
+        observation: p(y | x) for trajectories of length L.
+        y: The observation, (\*obs), in the units of the operator.
+        truth: The trajectory that y was drawn from, (L, C, \*S), if known.
+
+    Raises:
+        ShapeError: y does not have the shape that the operator gives.
+    """
+
+    system: System
+    observation: ObservationModel
+    y: Tensor
+    truth: Tensor | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.y.shape != self.observation.shape:
+            raise ShapeError(
+                f"the observation has the shape {tuple(self.y.shape)}, but the operator gives "
+                f"{tuple(self.observation.shape)} for trajectories of {self.length} states"
+            )
+
+    @property
+    def length(self) -> int:
+        """Number L of states."""
+        return self.observation.length
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        r"""Shape (L, C, \*S) of a trajectory."""
+        return (self.length, *self.system.spec.state_shape)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Toolbox:
+    """What a method may use besides the problem.
+
+    Attributes:
+        model: The trained model of the prior.
+        sampler: The sampler.
+        guidance: The guidance.
+        on_step: Called with (steps done, number of steps).
+    """
+
+    model: TrainedModel | None = None
+    sampler: Sampler | None = None
+    guidance: Guidance | None = None
+    on_step: Callable[[int, int], None] | None = None
+
+
+class Method(ABC):
+    """A complete assimilation method.
+
+    Class attributes:
+        needs_model: Whether it needs a trained model, a sampler and a guidance.
+    """
+
+    sda_kind: ClassVar[str] = "method"
+    needs_model: ClassVar[bool] = False
+
+    @abstractmethod
+    def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
+        r"""Draw an ensemble from (an approximation of) p(x_1:L | y).
+
+        Args:
+            problem: The problem.
+            members: Number M of members.
+            seed: Source of all randomness.
+            tools: What the method may use.
+
+        Returns:
+            Trajectories in physical units, (M, L, C, \*S).
+
+        Raises:
+            AssimilationError: The method cannot solve this problem, or failed on it.
+        """

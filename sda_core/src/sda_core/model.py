@@ -1,0 +1,209 @@
+r"""A trained model: the denoiser of windows with all that is needed to use it.
+
+A model on disk is a directory with ``model.safetensors`` (weights) and ``model.json`` (kernel,
+schedule, composition, system spec, standardization, provenance). Loading it executes no code but
+that of the installed components named in it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sda_core.config import at_least, component, option, structure, unstructure
+from sda_core.data import Standardization
+from sda_core.denoiser import (
+    FoldName,
+    MarkovBlanketDenoiser,
+    ParameterizationName,
+    WindowDenoiser,
+)
+from sda_core.errors import CheckpointError, ConfigError
+from sda_core.files import replace_file, write_text
+from sda_core.kernel import Kernel, WindowShape
+from sda_core.schedule import Schedule
+from sda_core.system import Axis, SystemSpec, Variable
+
+MODEL_SCHEMA = 1
+
+
+@component
+class ModelConfig:
+    """How a kernel becomes a denoiser of trajectories.
+
+    Good values: a window as wide as the network can take, with a stride of half of it.
+    """
+
+    window: int = option(default=5, check=at_least(1), help="width W of the windows that the kernel sees")
+    stride: int = option(
+        default=1, check=at_least(1), help="distance between windows when they are composed"
+    )
+    fold: FoldName = option(default="center", help="how windows become a trajectory")
+    parameterization: ParameterizationName = option(default="eps", help="what the kernel's output means")
+    chunk_size: int | None = option(
+        default=None, check=at_least(1), help="windows evaluated at once; all if not set"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.stride > self.window:
+            raise ConfigError(
+                f"stride = {self.stride} is larger than window = {self.window}: some states would "
+                "be in no window. Use a stride of at most the window"
+            )
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class TrainedModel:
+    """A denoiser of windows with its configuration and standardization.
+
+    Attributes:
+        config: How it is composed.
+        kernel: Configuration of the network.
+        denoiser: The denoiser of windows.
+        spec: What the states are, with mean and std.
+        provenance: Where it comes from, free-form.
+    """
+
+    config: ModelConfig
+    kernel: Kernel
+    denoiser: WindowDenoiser
+    spec: SystemSpec
+    provenance: dict[str, Any] = attrs.field(factory=dict)
+
+    @classmethod
+    def create(
+        cls, kernel: Kernel, schedule: Schedule, config: ModelConfig, spec: SystemSpec
+    ) -> TrainedModel:
+        """A model with random weights from torch's current seed."""
+        shape = WindowShape(
+            window=config.window, variables=len(spec.variables), grid=spec.grid_shape
+        )
+        network = kernel.build(shape)
+        denoiser = WindowDenoiser(network, schedule, config.window, config.parameterization)
+        return cls(config=config, kernel=kernel, denoiser=denoiser, spec=spec)
+
+    @property
+    def standardization(self) -> Standardization:
+        """The map between physical units and model space."""
+        return Standardization.from_spec(self.spec)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+        return self.denoiser.schedule
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+    def trajectory_denoiser(self) -> MarkovBlanketDenoiser:
+        """The denoiser of trajectories, composed as the configuration says; weights frozen."""
+        self.denoiser.eval().requires_grad_(False)
+        c = self.config
+        return MarkovBlanketDenoiser(self.denoiser, c.window, c.stride, c.fold, c.chunk_size)
+
+    def save(self, directory: Path) -> None:
+        """Write the model; the description comes last, so that half a model is none."""
+        directory.mkdir(parents=True, exist_ok=True)
+        state = {k: v.contiguous() for k, v in self.denoiser.kernel.state_dict().items()}
+        with replace_file(directory / "model.safetensors") as temporary:
+            save_file(state, temporary)
+        description = {
+            "schema": MODEL_SCHEMA,
+            "kernel": unstructure(self.kernel),
+            "schedule": unstructure(self.schedule),
+            "model": unstructure(self.config),
+            "spec": spec_to_json(self.spec),
+            "provenance": self.provenance,
+        }
+        write_text(directory / "model.json", json.dumps(description, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path, *, config: ModelConfig | None = None) -> TrainedModel:
+        """Read a model.
+
+        Args:
+            directory: Where it was saved.
+            config: Composition to use instead of the saved one; window and parameterization must
+                be the same.
+
+        Raises:
+            CheckpointError: There is no model, it is damaged, or it was trained with another
+                window, parameterization or schema.
+        """
+        path = directory / "model.json"
+        if not path.is_file():
+            raise CheckpointError(f"there is no model in {directory} (no {path.name}): train first")
+        description = json.loads(path.read_text())
+        if description.get("schema") != MODEL_SCHEMA:
+            raise CheckpointError(
+                f"{path} has schema {description.get('schema')}, and this version of sda-core "
+                f"reads {MODEL_SCHEMA}: use the version that wrote it, or train again"
+            )
+        saved: ModelConfig = structure(ModelConfig, description["model"], path="model")
+        config = config or saved
+        for key in ("window", "parameterization"):
+            asked, trained = getattr(config, key), getattr(saved, key)
+            if asked != trained:
+                raise CheckpointError(
+                    f"model.{key} = {asked!r}, but the model in {directory} was trained with "
+                    f"{trained!r}: set it to that, or train again"
+                )
+        model = cls.create(
+            structure(Kernel, description["kernel"], path="kernel"),
+            structure(Schedule, description["schedule"], path="schedule"),
+            config,
+            spec_from_json(description["spec"]),
+        )
+        load_weights(model.denoiser.kernel, directory / "model.safetensors")
+        return attrs.evolve(model, provenance=description["provenance"])
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Read a network's weights.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or of another network.
+    """
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): train again") from error
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} holds the weights of another network than its model.json describes: {error}"
+        ) from error
+
+
+def spec_to_json(spec: SystemSpec) -> dict[str, Any]:
+    """A spec as plain data."""
+    return {
+        "variables": [attrs.asdict(v) for v in spec.variables],
+        "axes": [
+            {"name": a.name, "values": a.values.tolist(), "units": a.units} for a in spec.axes
+        ],
+        "time_step": spec.time_step,
+        "time_units": spec.time_units,
+        "mean": spec.mean,
+        "std": spec.std,
+    }
+
+
+def spec_from_json(data: dict[str, Any]) -> SystemSpec:
+    """The spec that :func:`spec_to_json` wrote."""
+    return SystemSpec(
+        variables=[Variable(**v) for v in data["variables"]],
+        axes=[Axis(**a) for a in data["axes"]],
+        time_step=data["time_step"],
+        time_units=data["time_units"],
+        mean=data["mean"],
+        std=data["std"],
+    )

@@ -1,0 +1,56 @@
+"""Operators one after another."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sda_core.config import component, option
+from sda_core.errors import ConfigError
+from sda_core.observation.base import Observation, Operator
+from sda_core.system.base import SystemSpec
+
+
+@component
+class Compose(Observation):
+    """Applies operators in the order given; ``std`` is that of the result."""
+
+    parts: tuple[Observation, ...] = option(help="the operators; their own std must not be set")
+
+    def __attrs_post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError("observation.parts is empty: give at least one operator")
+        for i, part in enumerate(self.parts):
+            if part.std is not None:
+                raise ConfigError(
+                    f"observation.parts[{i}].std = {part.std}: noise is added once, to the result; "
+                    "give it as observation.std"
+                )
+
+    def operator(self, spec: SystemSpec) -> Operator:
+        """The composed operator."""
+        operators = []
+        for part in self.parts:
+            operators.append(part.operator(spec))
+            spec = part.output(spec)
+
+        def A(x: Tensor) -> Tensor:
+            for operator in operators:
+                x = operator(x)
+            return x
+
+        return A
+
+    def times(self, times: Tensor) -> Tensor | None:
+        """Times after all operators."""
+        out: Tensor | None = times
+        for part in self.parts:
+            if out is None:
+                return None
+            out = part.times(out)
+        return out
+
+    def output(self, spec: SystemSpec) -> SystemSpec:
+        """What comes out of the last operator."""
+        for part in self.parts:
+            spec = part.output(spec)
+        return spec

@@ -1,0 +1,49 @@
+"""Several observations at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sda_core.config import component, option
+from sda_core.errors import ConfigError
+from sda_core.observation.base import Observation, ObservationModel, Operator
+from sda_core.system.base import SystemSpec
+
+
+@component
+class Concatenate(Observation):
+    r"""Several observations of one trajectory, each with its own noise: -> (..., n), flattened."""
+
+    parts: tuple[Observation, ...] = option(help="the observations, each with its own std")
+
+    def __attrs_post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError("observation.parts is empty: give at least one observation")
+        if self.std is not None:
+            raise ConfigError(
+                f"observation.std = {self.std}: each part of a 'concatenate' has its own std; "
+                "give it as observation.parts[i].std"
+            )
+
+    def operator(self, spec: SystemSpec) -> Operator:
+        """The flattened outputs of all parts, one after another."""
+        operators = [part.operator(spec) for part in self.parts]
+        dims = 1 + len(spec.state_shape)
+
+        def A(x: Tensor) -> Tensor:
+            batch = x.shape[: x.ndim - dims]
+            return torch.cat([a(x).reshape(*batch, -1) for a in operators], dim=-1)
+
+        return A
+
+    def bind(self, spec: SystemSpec, length: int) -> ObservationModel:
+        """Bind the parts and join what they say."""
+        models = [part.bind(spec, length) for part in self.parts]
+        times = [m.times.flatten() for m in models if m.times is not None]
+        return ObservationModel(
+            operator=self.operator(spec),
+            std=torch.cat([m.std.flatten() for m in models]),
+            times=torch.cat(times) if len(times) == len(models) else None,
+            length=length,
+        )

@@ -1,0 +1,54 @@
+"""Observe linear combinations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sda_core.config import component, option
+from sda_core.errors import ConfigError
+from sda_core.observation.base import Observation, Operator
+from sda_core.system.base import SystemSpec
+
+
+@component
+class Linear(Observation):
+    r"""A matrix H times each flattened state: (..., L, C, \*S) -> (..., L, n).
+
+    H has the shape (n, C \* prod(S)), given as nested lists or as the path of a ``.npy`` file. With
+    ``trajectory`` it acts on the flattened trajectory instead, with the shape (n, L \* C \*
+    prod(S)), and the observation is (..., n).
+    """
+
+    matrix: list | Path = option(help="the matrix: nested lists, or a .npy file")  # type: ignore[type-arg]
+    trajectory: bool = option(default=False, help="act on whole trajectories instead of on each state")
+
+    def operator(self, spec: SystemSpec) -> Operator:
+        """Multiplies by the matrix."""
+        if isinstance(self.matrix, Path):
+            if not self.matrix.is_file():
+                raise ConfigError(f"observation.matrix: there is no file {self.matrix}")
+            array = np.load(self.matrix, allow_pickle=False)
+        else:
+            array = np.asarray(self.matrix, dtype=np.float64)
+        H = torch.as_tensor(array, dtype=torch.float64)
+        dims = len(spec.state_shape) + self.trajectory
+
+        def A(x: Tensor) -> Tensor:
+            x = x.flatten(-dims)
+            if H.ndim != 2 or H.shape[1] != x.shape[-1]:
+                raise ConfigError(
+                    f"observation.matrix has the shape {tuple(H.shape)}, but must be "
+                    f"(n, {x.shape[-1]}): one column per entry of a flattened "
+                    f"{'trajectory' if self.trajectory else 'state'}"
+                )
+            return x @ H.to(x).T
+
+        return A
+
+    def times(self, times: Tensor) -> Tensor | None:
+        """Each row's time; None for a matrix on whole trajectories."""
+        return None if self.trajectory else times

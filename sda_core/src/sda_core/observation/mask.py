@@ -1,0 +1,51 @@
+"""Observe the places where a mask is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sda_core.config import component, option
+from sda_core.errors import ConfigError
+from sda_core.observation.base import Observation, Operator
+from sda_core.system.base import SystemSpec
+
+
+@component
+class Mask(Observation):
+    r"""Entries of each state where a mask is true: (..., L, C, \*S) -> (..., L, n).
+
+    The mask is a boolean array of shape (C, \*S), or (\*S) to observe all variables at the same
+    places, given as nested lists or as the path of a ``.npy`` file.
+    """
+
+    mask: list | Path = option(help="the mask: nested lists of booleans, or a .npy file")  # type: ignore[type-arg]
+
+    def operator(self, spec: SystemSpec) -> Operator:
+        """Picks the entries, in row-major order."""
+        if isinstance(self.mask, Path):
+            if not self.mask.is_file():
+                raise ConfigError(f"observation.mask: there is no file {self.mask}")
+            array = np.load(self.mask, allow_pickle=False)
+        else:
+            array = np.asarray(self.mask)
+        allowed = {spec.state_shape, spec.grid_shape} - {()}
+        if array.dtype != bool or array.shape not in allowed:
+            shapes = " or ".join(map(str, sorted(allowed, key=len, reverse=True)))
+            raise ConfigError(
+                f"observation.mask has shape {array.shape} and type {array.dtype}, but must be a "
+                f"boolean array of shape {shapes}"
+            )
+        if not array.any():
+            raise ConfigError("observation.mask is false everywhere: nothing would be observed")
+        mask = torch.from_numpy(np.broadcast_to(array, spec.state_shape).copy())
+        index = mask.flatten().nonzero().flatten()
+        dims = mask.ndim
+
+        def A(x: Tensor) -> Tensor:
+            return x.flatten(-dims).index_select(-1, index.to(x.device))
+
+        return A

@@ -1,0 +1,49 @@
+"""The core's own components, which enter by the same door as everyone's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sda_core.plugins import Component, hookimpl
+
+sda_interface = 1
+
+# Kind, which is also the folder; name; module and class in that folder; summary.
+_COMPONENTS = {
+    "schedule": {
+        "vp": ("vp:VP", "Variance preserving: the original's lin, cos and exp"),
+        "sub-vp": ("vp:SubVP", "Variance below that of VP"),
+        "sub-sub-vp": ("vp:SubSubVP", "Variance below that of sub-VP"),
+        "ve": ("ve:VE", "Variance exploding: noise is added, nothing shrinks"),
+        "rectified-flow": ("rectified_flow:RectifiedFlow", "Straight line from data to noise"),
+    },
+    "sampler": {
+        "predictor-corrector": (
+            "predictor_corrector:PredictorCorrector",
+            "The original's: exponential integrator with Langevin corrections",
+        ),
+        "ddim": ("ddim:DDIM", "Deterministic steps"),
+        "ddpm": ("ddpm:DDPM", "Ancestral steps"),
+    },
+    "observation": {
+        "select": ("select:Select", "Some variables at every n-th step"),
+        "mask": ("mask:Mask", "The entries that a mask marks"),
+        "index": ("index:Index", "An arbitrary set of entries"),
+        "linear": ("linear:Linear", "A matrix times the state"),
+        "function": ("function:Function", "A function of the user's own"),
+        "compose": ("compose:Compose", "One operator after another"),
+        "concatenate": ("concatenate:Concatenate", "Several observations side by side"),
+    },
+    "method": {
+        "sda": ("sda:SDA", "Score-based data assimilation (Rozet & Louppe 2023)"),
+        "particle-filter": ("particle_filter:ParticleFilter", "Bootstrap particle filter"),
+    },
+}
+
+
+@hookimpl
+def sda_register_components() -> Iterable[Component]:
+    """Give the core's components."""
+    for kind, components in _COMPONENTS.items():
+        for name, (target, summary) in components.items():
+            yield Component(kind, name, f"sda_core.{kind}.{target}", summary)

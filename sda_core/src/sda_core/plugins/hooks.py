@@ -1,0 +1,87 @@
+"""The hooks a plugin can implement, and the version of this interface.
+
+A plugin is a light module named by an entry point in group ``sda``::
+
+    from sda_core.plugins import Component, hookimpl
+
+    sda_interface = 1
+
+    @hookimpl
+    def sda_register_components():
+        yield Component("system", "pendulum", "sda_pendulum.pendulum:Pendulum", "A pendulum")
+
+An implementation may leave out arguments that it does not use. ``run`` is the run in progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    import typer
+
+    from sda_core.plugins import Component, Preset
+
+#: (major, minor). Plugins state the major version they were made for; a new minor version only
+#: adds hooks or arguments.
+INTERFACE_VERSION = (1, 0)
+
+hookspec = pluggy.HookspecMarker("sda")
+hookimpl = pluggy.HookimplMarker("sda")
+
+
+@hookspec
+def sda_register_components() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Give the components of this plugin; called once, when the plugin is loaded."""
+
+
+@hookspec
+def sda_register_presets() -> Iterable[Preset]:  # type: ignore[empty-body]
+    """Give the presets of this plugin; called once, when the plugin is loaded."""
+
+
+@hookspec
+def sda_cli_commands(app: typer.Typer) -> None:
+    """Add commands to ``sda``; called before the command line is parsed, so import lazily."""
+
+
+@hookspec
+def sda_run_started(run: Any) -> None:
+    """Called once when a stage of a run starts, with configuration and folder in place."""
+
+
+@hookspec
+def sda_epoch_ended(run: Any, metrics: Mapping[str, float]) -> None:
+    """Called after each training epoch with its metrics (``epoch``, ``step``, losses, rate)."""
+
+
+@hookspec
+def sda_checkpoint_written(run: Any, path: Path) -> None:
+    """Called when a checkpoint is whole under its final name."""
+
+
+@hookspec
+def sda_sampling_step(run: Any, step: int, num_steps: int) -> None:
+    """Called after each sampler step; ``step`` counts from 1 to ``num_steps``."""
+
+
+@hookspec
+def sda_run_finished(run: Any, summary: Mapping[str, Any]) -> None:
+    """Called once when a stage of a run ends well, with its results."""
+
+
+@hookspec
+def sda_diagnostics(  # type: ignore[empty-body]
+    run: Any, stage: str, context: Mapping[str, Any]
+) -> Mapping[str, float]:
+    """Give extra numbers, by name, to be recorded with the results of a stage.
+
+    Args:
+        run: The run.
+        stage: The stage that asks: ``"train"``, ``"sample"``, ``"assimilate"``, ``"evaluate"``.
+        context: What the stage has at hand (model, ensemble, observations), by name.
+    """

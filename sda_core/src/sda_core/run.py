@@ -1,0 +1,155 @@
+"""A run: an experiment with its directory, and the record of what has been done in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from sda_core.config import dump_toml, unstructure
+from sda_core.errors import DataError
+from sda_core.experiment import Experiment
+from sda_core.files import write_text
+from sda_core.plugins import PluginManager, default_manager
+from sda_core.progress import ProgressOption
+
+#: Which tables, and which earlier stages, the result of a stage depends on.
+DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "simulate": (("seed", "system", "data"), ()),
+    "train": (("kernel", "schedule", "model", "train"), ("simulate",)),
+    "sample": (("model", "sampler", "sample"), ("train",)),
+    "assimilate": (
+        ("model", "observation", "sampler", "guidance", "method", "assimilate"),
+        ("train",),
+    ),
+    "evaluate": (("evaluate",), ("sample", "assimilate")),
+}
+#: Keys that do not change a result: how fast it is made, or how the model is composed afterwards.
+IGNORES = {
+    "simulate": {"data": ("workers",)},
+    "train": {"model": ("stride", "fold", "chunk_size"), "train": ("checkpoint_every",)},
+}
+
+
+@attrs.define
+class Run:
+    """An experiment in its directory.
+
+    Attributes:
+        experiment: The experiment.
+        directory: Where everything is.
+        manager: Plugins; their life-cycle hooks are called.
+        progress: What to show.
+    """
+
+    experiment: Experiment
+    directory: Path = attrs.field(converter=Path)
+    manager: PluginManager = attrs.field(factory=default_manager)
+    progress: ProgressOption = True
+
+    @property
+    def data(self) -> Path:
+        """Directory of the data set."""
+        return self.directory / "data"
+
+    @property
+    def model(self) -> Path:
+        """Directory of the trained model."""
+        return self.directory / "model"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint of the training."""
+        return self.directory / "checkpoints" / "last.safetensors"
+
+    def fingerprint(self, stage: str) -> str:
+        """Hash of everything in the configuration that a stage's result depends on."""
+        table = unstructure(self.experiment, manager=self.manager)
+        tables, earlier = DEPENDS[stage]
+        relevant: dict[str, Any] = {}
+        for name in tables:
+            value = table.get(name)
+            if isinstance(value, Mapping):
+                ignored = IGNORES.get(stage, {}).get(name, ())
+                value = {k: v for k, v in value.items() if k not in ignored}
+            relevant[name] = value
+        relevant["earlier"] = [self.fingerprint(s) for s in earlier]
+        text = json.dumps(relevant, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage has been done with the present configuration."""
+        done = self.provenance()["stages"].get(stage, {})
+        return bool(done.get("fingerprint") == self.fingerprint(stage))
+
+    def provenance(self) -> dict[str, Any]:
+        """What has been done here, by what.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        path = self.directory / "provenance.json"
+        if not path.is_file():
+            return {"stages": {}}
+        try:
+            record: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise DataError(
+                f"{path} cannot be read ({error}): delete it, and finished stages will be checked "
+                "and done again where needed"
+            ) from error
+        return record
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """Do a stage: write the configuration, call the hooks, and record that it is done.
+
+        Yields:
+            A dictionary for the stage's results, recorded with it.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        dump_toml(
+            unstructure(self.experiment, manager=self.manager), self.directory / "config.toml"
+        )
+        self.manager.hook.sda_run_started(run=self)
+        results: dict[str, Any] = {}
+        started = time.perf_counter()
+        yield results
+        results["seconds"] = round(time.perf_counter() - started, 3)
+        record = self.provenance() | self._environment()
+        record["stages"][name] = {"fingerprint": self.fingerprint(name), **results}
+        write_text(self.directory / "provenance.json", json.dumps(record, indent=2) + "\n")
+        self.log({"event": name, **results})
+        self.manager.hook.sda_run_finished(run=self, summary={"stage": name, **results})
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Append an event to ``metrics.jsonl``."""
+        with (self.directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the distributions that registered components."""
+        return {c.distribution: c.version for c in self.manager.components()}
+
+    def _environment(self) -> dict[str, Any]:
+        return {
+            "seed": self.experiment.seed,
+            "device": device().type,
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "versions": self.versions(),
+        }
+
+
+def device() -> torch.device:
+    """The device that is used: the first GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

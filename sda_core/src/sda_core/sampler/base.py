@@ -1,0 +1,114 @@
+r"""Samplers: from noise to samples.
+
+A sampler walks a denoiser down a grid of times 1 = t_0 > t_1 > ... It consumes a denoiser and
+nothing else, so every guidance runs under every sampler, at one denoiser evaluation per step
+(predictor-corrector: one more per correction).
+
+Time grids
+    ===========  ===================================================================
+    ``time``     uniform in t
+    ``log-snr``  uniform in log(alpha / sigma)
+    ``rho``      (sigma / alpha)^(1/rho) uniform (Karras et al., 2022, eq. 5)
+    ===========  ===================================================================
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from sda_core.config import at_least, component, option
+from sda_core.denoiser.base import Denoiser
+from sda_core.random import Noise
+from sda_core.schedule.base import Schedule
+
+
+@component
+class Sampler(ABC):
+    """Turns noise into samples.
+
+    Class attributes:
+        order: Order of convergence in the number of steps, of the sample itself for
+            deterministic samplers, of its mean and covariance for stochastic ones.
+    """
+
+    sda_kind: ClassVar[str] = "sampler"
+    order: ClassVar[int]
+
+    steps: int = option(default=64, check=at_least(2), help="number of steps")
+    grid: Literal["time", "log-snr", "rho"] = option(default="time", help="what the steps are uniform in")
+    rho: float = option(default=7.0, check=at_least(1), help="exponent of the rho grid")
+    denoise_final: bool = option(
+        default=True,
+        help="return the denoised state of the last noise level (true), or the state that still "
+        "holds the schedule's smallest noise (false)",
+    )
+
+    def times(self, schedule: Schedule) -> Tensor:
+        """The grid, float64, from 1 to 0: ``steps`` points if the last step denoises, else one more."""
+        n = self.steps + (not self.denoise_final)
+        u = torch.linspace(0, 1, n, dtype=torch.float64)
+        if self.grid == "time":
+            return 1 - u
+        low, high = schedule.log_snr(u[[-1, 0]])  # at t = 1 and t = 0
+        if self.grid == "log-snr":
+            log_snr = low + u * (high - low)
+        else:
+            a, b = torch.exp(-low / 2 / self.rho), torch.exp(-high / 2 / self.rho)
+            log_snr = -2 * self.rho * torch.log(a + u * (b - a))
+        t = schedule.time(log_snr)
+        t[0], t[-1] = 1.0, 0.0
+        return t
+
+    def sample(
+        self,
+        denoiser: Denoiser,
+        shape: Sequence[int],
+        noise: Noise,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        r"""Draw samples.
+
+        Args:
+            denoiser: The denoiser of what is sampled.
+            shape: (M, L, C, \*S), M members.
+            noise: Source of noise; it also sets type and device.
+            on_step: Called with (steps done, number of steps) after each step.
+
+        Returns:
+            Samples in model space, of the given shape.
+        """
+        schedule = denoiser.schedule
+        z = noise.normal(shape)
+        times = self.times(schedule).to(z)
+        x = schedule.sigma(times[0]) * z
+        pairs = list(zip(times[:-1], times[1:], strict=True))
+        with torch.no_grad():
+            for i, (t, s) in enumerate(pairs):
+                x = self.step(denoiser, x, t, s, noise)
+                if on_step:
+                    on_step(i + 1, self.steps)
+            if self.denoise_final:
+                x = denoiser(x, times[-1])
+                if on_step:
+                    on_step(self.steps, self.steps)
+        return x
+
+    @abstractmethod
+    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        r"""Go from x_t to x_s.
+
+        Args:
+            denoiser: The denoiser.
+            x: State x_t, (M, L, C, \*S).
+            t: Time, ().
+            s: Next time, (), s < t.
+            noise: Source of noise.
+
+        Returns:
+            State x_s.
+        """

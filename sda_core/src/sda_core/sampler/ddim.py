@@ -1,0 +1,51 @@
+r"""Denoising diffusion implicit models.
+
+References:
+    - Song, Meng & Ermon, "Denoising Diffusion Implicit Models", 2021,
+      https://arxiv.org/abs/2010.02502, eq. 12, for any alpha and sigma.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sda_core.config import between, component, option
+from sda_core.denoiser.base import Denoiser, x0_to_eps
+from sda_core.random import Noise
+from sda_core.sampler.base import Sampler
+
+
+def ddim_step(
+    denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, eta: float, noise: Noise
+) -> Tensor:
+    r"""x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z.
+
+    v = sigma_s^2 (1 - SNR_t / SNR_s) is the variance of x_s given x_t and x_0.
+    """
+    schedule = denoiser.schedule
+    alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
+    alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
+    x0 = denoiser(x, t)
+    eps = x0_to_eps(x, x0, alpha_t, sigma_t)
+    if eta == 0:
+        return alpha_s * x0 + sigma_s * eps
+    kept = (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2  # SNR_t / SNR_s
+    fresh = eta * sigma_s * torch.sqrt(1 - kept)
+    z = noise.normal(x.shape)
+    return alpha_s * x0 + torch.sqrt(sigma_s**2 - fresh**2) * eps + fresh * z
+
+
+@component
+class DDIM(Sampler):
+    """Steps with a share ``eta`` of fresh noise: 0 is deterministic, 1 is ancestral sampling."""
+
+    order: ClassVar[int] = 1
+
+    eta: float = option(default=0.0, check=between(0, 1), help="share of fresh noise in each step")
+
+    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        """One step from t to s."""
+        return ddim_step(denoiser, x, t, s, self.eta, noise)

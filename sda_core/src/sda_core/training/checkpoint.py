@@ -1,0 +1,63 @@
+"""Checkpoints of a training: one safetensors file that holds all of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sda_core.errors import CheckpointError
+from sda_core.files import replace_file
+
+CHECKPOINT_SCHEMA = 1
+
+
+def save_checkpoint(
+    path: Path, tensors: dict[str, Tensor], counters: dict[str, int], fingerprint: str
+) -> None:
+    """Write a checkpoint and rename it into place.
+
+    Args:
+        path: The file.
+        tensors: Weights, averaged weights, optimizer state.
+        counters: Epoch and step.
+        fingerprint: Hash of the configuration that it belongs to.
+    """
+    header = {
+        "schema": str(CHECKPOINT_SCHEMA),
+        "counters": json.dumps(counters),
+        "fingerprint": fingerprint,
+    }
+    with replace_file(path) as temporary:
+        # Clones, since averaged and raw weights may share storage.
+        save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, temporary, header)
+
+
+def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: It is damaged, or of another schema or configuration.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({error}): delete it to train from the start"
+        ) from error
+    if header.get("schema") != str(CHECKPOINT_SCHEMA):
+        raise CheckpointError(
+            f"checkpoint {path} has schema {header.get('schema')}, and this version of sda-core "
+            f"reads {CHECKPOINT_SCHEMA}: delete it to train from the start"
+        )
+    if header.get("fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another configuration: go on with the one it was "
+            "written with, use another directory, or delete it to train from the start"
+        )
+    return tensors, json.loads(header["counters"])

@@ -1,0 +1,376 @@
+"""Plugins: real distributions on disk, good and bad."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import sda_core
+from sda_core.errors import PluginError, UnknownComponentError
+from sda_core.plugins import (
+    KINDS,
+    Component,
+    PluginManager,
+    Preset,
+    default_manager,
+    hookimpl,
+    nearest,
+)
+
+HEAD = """
+from sda_core.plugins import Component, Preset, hookimpl
+
+sda_interface = 1
+"""
+
+GOOD = (
+    HEAD
+    + """
+@hookimpl
+def sda_register_components():
+    return [Component("system", "pendulum", "pendulum:Pendulum", "A pendulum")]
+"""
+)
+
+PENDULUM = {"pendulum": "class Pendulum:\n    pass\n"}
+
+
+def raises(error: type[Exception], *parts: str) -> Any:
+    """Expect an error whose text holds these parts in order."""
+    return pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, parts)))
+
+
+def broken_cause(site: Any) -> str:
+    """Why the only plugin of a site is broken; no other is touched."""
+    site.add("sda-good", GOOD, modules=PENDULUM)
+    manager = site.manager()
+    assert manager.get("system", "pendulum").__name__ == "Pendulum"
+    (broken,) = manager.broken
+    assert (broken.distribution, broken.version, broken.entry_point) == (
+        "sda-bad",
+        "1.0",
+        "sda_bad_plugin",
+    )
+    with raises(UnknownComponentError, "no system 'other'", "broken", str(broken)) as caught:
+        manager.get("system", "other")
+    assert caught.value.__cause__ is broken.cause
+    return str(broken)
+
+
+def test_nearest() -> None:
+    assert nearest("lorens63", ["lorenz96", "lorenz63"]) == "lorenz63"
+    assert nearest("VE", ["vp", "ve"]) == "ve"
+    assert nearest("pendulum", ["vp", "ve"]) is None
+
+
+def test_component_and_preset_are_found(site: Any) -> None:
+    presets = """
+@hookimpl
+def sda_register_presets():
+    yield Preset("swing", __file__.replace("sda_good_plugin.py", "swing.toml"), "A swing")
+"""
+    text = "# why\nlength = 2\n"
+    site.add("sda-good", GOOD + presets, modules=PENDULUM, files={"swing.toml": text})
+    manager = site.manager()
+    (found,) = manager.components("system")
+    assert manager.components("kernel") == []
+    assert (found.kind, found.name, found.origin) == ("system", "pendulum", "sda-good 1.0")
+    assert "pendulum" not in sys.modules
+    with raises(UnknownComponentError, "class builtins:int is not registered"):
+        manager.name_of(int)
+    assert "pendulum" not in sys.modules
+    assert manager.name_of(manager.get("system", "pendulum")) == ("system", "pendulum")
+    assert [p.name for p in manager.presets()] == ["swing"]
+    assert manager.preset("swing").read_text() == text
+    assert manager.preset("swing").load() == {"length": 2}
+    with raises(UnknownComponentError, "no preset 'swings'", "did you mean 'swing'?", "swing"):
+        manager.preset("swings")
+    assert manager.distributions == {"sda-good": "1.0"}
+    assert not manager.broken
+    assert not manager.conflicts
+
+
+def test_unknown_names(site: Any) -> None:
+    site.add("sda-good", GOOD, modules=PENDULUM)
+    manager = site.manager()
+    with raises(
+        UnknownComponentError,
+        "no system 'pendulun': did you mean 'pendulum'? installed are: pendulum. "
+        "If a plugin brings it, pip install that plugin",
+    ):
+        manager.get("system", "pendulun")
+    with raises(UnknownComponentError, "no kernel 'mlp': installed are: none"):
+        manager.get("kernel", "mlp")
+    with raises(
+        UnknownComponentError,
+        "unknown kind of component 'sytem': did you mean 'system'? the kinds are system, kernel",
+    ):
+        manager.components("sytem")
+    with raises(UnknownComponentError, "unknown kind of component 'sytem'"):
+        manager.get("sytem", "pendulum")
+
+
+def test_broken_import(site: Any) -> None:
+    site.add("sda-bad", "import no_such_module\n")
+    assert broken_cause(site) == (
+        "sda-bad 1.0 (sda_bad_plugin): ModuleNotFoundError: No module named 'no_such_module'"
+    )
+
+
+def test_missing_interface(site: Any) -> None:
+    site.add("sda-bad", "")
+    assert broken_cause(site).endswith(
+        "it does not declare the plugin interface it was made for: "
+        "write `sda_interface = 1` into sda_bad_plugin"
+    )
+
+
+def test_other_interface(site: Any) -> None:
+    site.add("sda-bad", "sda_interface = 2\n")
+    assert broken_cause(site).endswith(
+        "it was made for plugin interface 2, but this sda-core speaks 1.0: "
+        "install a version of sda-bad made for interface 1, or an sda-core that speaks 2"
+    )
+
+
+def test_misspelt_hook(site: Any) -> None:
+    site.add("sda-bad", HEAD + "@hookimpl\ndef sda_register_component():\n    return []\n")
+    assert (
+        "there is no hook 'sda_register_component': did you mean 'sda_register_components'? "
+        "the hooks are sda_register_components, sda_register_presets, sda_cli_commands"
+    ) in broken_cause(site)
+
+
+def test_hook_without_decorator(site: Any) -> None:
+    site.add("sda-bad", HEAD + "def sda_run_started(run):\n    pass\n")
+    assert "its function 'sda_run_started' lacks the decorator @hookimpl" in broken_cause(site)
+
+
+def test_hook_with_unknown_argument(site: Any) -> None:
+    site.add("sda-bad", HEAD + "@hookimpl\ndef sda_epoch_ended(run, loss):\n    pass\n")
+    assert "{'loss'} are declared in the hookimpl" in broken_cause(site)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("raise RuntimeError('boom')", "raised RuntimeError: boom"),
+        ("return ['pendulum']", "gave 'pendulum', not a Component"),
+        (
+            "yield Component('sytem', 'a', 'b:C')",
+            "raised UnknownComponentError: unknown kind of component 'sytem': "
+            "did you mean 'system'?",
+        ),
+        (
+            "yield Component('system', 'a', 'b.C')",
+            "raised PluginError: system 'a': its target 'b.C' is not of the form "
+            "'package.module:Class'",
+        ),
+    ],
+)
+def test_registration_hook_fails(site: Any, body: str, text: str) -> None:
+    site.add("sda-bad", HEAD + f"@hookimpl\ndef sda_register_components():\n    {body}\n")
+    assert f"its hook sda_register_components {text}" in broken_cause(site)
+
+
+def test_preset_hook_gives_something_else(site: Any) -> None:
+    site.add("sda-bad", HEAD + "@hookimpl\ndef sda_register_presets():\n    return [1]\n")
+    assert "its hook sda_register_presets gave 1, not a Preset" in broken_cause(site)
+
+
+def test_duplicate_names(site: Any) -> None:
+    both = HEAD + (
+        "@hookimpl\n"
+        "def sda_register_components():\n"
+        "    yield Component('system', 'pendulum', 'pendulum:Pendulum')\n"
+        "    yield Component('system', 'NAME', 'pendulum:Pendulum')\n"
+        "@hookimpl\n"
+        "def sda_register_presets():\n"
+        "    yield Preset('swing', 'swing.toml')\n"
+    )
+    site.add("sda-one", both.replace("NAME", "one"), modules=PENDULUM)
+    site.add("sda-two", both.replace("NAME", "two"), version="2.0")
+    manager = site.manager()
+    assert [c.name for c in manager.components()] == ["one", "two"]
+    assert manager.presets() == []
+    component, preset = manager.conflicts
+    assert (component.kind, component.name) == ("system", "pendulum")
+    assert (preset.kind, preset.name) == ("preset", "swing")
+    assert {c.distribution for c in component.claimants} == {"sda-one", "sda-two"}
+    with raises(PluginError, "system 'pendulum' is claimed by sda-", " and by sda-") as caught:
+        manager.get("system", "pendulum")
+    assert "sda-one 1.0 (pendulum:Pendulum)" in str(caught.value)
+    assert "sda-two 2.0 (pendulum:Pendulum)" in str(caught.value)
+    assert "uninstall all but one" in str(caught.value)
+    with raises(PluginError, "preset 'swing' is claimed by"):
+        manager.preset("swing")
+
+
+@pytest.mark.parametrize(
+    ("module", "cause"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("", "AttributeError: module 'pendulum' has no attribute 'Pendulum'"),
+        ("Pendulum = 3", "is not a class but 3: it must name a class"),
+    ],
+)
+def test_target_fails(site: Any, module: str, cause: str) -> None:
+    site.add("sda-good", GOOD, modules={"pendulum": module})
+    manager = site.manager()
+    what = "system 'pendulum' of sda-good 1.0 (target 'pendulum:Pendulum')"
+    with raises(PluginError, what, cause):
+        manager.get("system", "pendulum")
+    assert not manager.broken
+
+
+def test_preset_file_is_missing_or_no_toml(site: Any) -> None:
+    hook = (
+        "@hookimpl\n"
+        "def sda_register_presets():\n"
+        "    yield Preset('gone', 'nowhere/gone.toml')\n"
+        f"    yield Preset('bad', {str(site.path / 'bad.toml')!r})\n"
+    )
+    site.add("sda-good", HEAD + hook, files={"bad.toml": "a = "})
+    manager = site.manager()
+    with raises(PluginError, "preset 'gone' of sda-good 1.0 cannot be read", "Upgrade or reinst"):
+        manager.preset("gone").load()
+    with raises(PluginError, "preset 'bad' of sda-good 1.0 is not valid TOML: Invalid value"):
+        manager.preset("bad").load()
+
+
+def test_registering_objects_and_calling_hooks() -> None:
+    class Recorder:
+        sda_interface = 1
+        seen: list[tuple[str, float]]
+
+        def __init__(self) -> None:
+            self.seen = []
+
+        @hookimpl
+        def sda_epoch_ended(self, run: Any, metrics: dict[str, float]) -> None:
+            self.seen.append((run.name, metrics["loss"]))
+
+    recorder = Recorder()
+    manager = PluginManager([], {"recorder": recorder})
+    manager.hook.sda_epoch_ended(run=SimpleNamespace(name="r"), metrics={"loss": 0.5})
+    assert recorder.seen == [("r", 0.5)]
+    manager.register(recorder, "recorder")
+    assert "Plugin name already registered" in str(manager.broken[0])
+
+
+def test_cli_hook_that_raises_is_noted() -> None:
+    @hookimpl
+    def sda_cli_commands(app: list[str]) -> None:
+        app.append("added")
+        raise RuntimeError("boom")
+
+    manager = PluginManager(
+        [], {"bad": SimpleNamespace(sda_interface=1, sda_cli_commands=sda_cli_commands)}
+    )
+    app: list[str] = []
+    manager.add_cli_commands(app)
+    assert app == ["added"]
+    assert str(manager.broken[0]) == "bad (bad): RuntimeError: boom"
+
+
+def test_preset_path_may_be_text() -> None:
+    assert Preset("a", "a.toml").path == Path("a.toml")
+    assert Component("system", "a", "b.c:D.E").summary == ""
+
+
+def test_core_enters_by_the_same_door() -> None:
+    core = [c for c in default_manager().components() if c.distribution == "sda-core"]
+    assert {"schedule", "sampler", "observation", "method"} == {c.kind for c in core}
+    assert all(c.kind in KINDS and c.summary for c in core)
+    assert all(c.version == sda_core.__version__ for c in core)
+
+
+def test_lazy_exports_agree() -> None:
+    assert {*sda_core._HOMES, "__version__"} == set(sda_core.__all__)
+    assert set(sda_core.__all__) <= set(dir(sda_core))
+    assert sda_core.init is sda_core.catalog.init
+    with raises(AttributeError, "module 'sda_core' has no attribute 'nothing'"):
+        sda_core.nothing  # noqa: B018
+    folder = Path(sda_core.__file__).parent
+    assert not {
+        n for n in sda_core._HOMES if (folder / n).exists() or (folder / f"{n}.py").exists()
+    }
+
+
+def test_listing_imports_nothing_heavy(site: Any) -> None:
+    site.add("sda-good", GOOD, modules={"pendulum": "import torch\nclass Pendulum: pass\n"})
+    found = site.python(
+        "import sys, sda_core\n"
+        "from sda_core.plugins import default_manager\n"
+        "from sda_core.config import component, structure\n"
+        "manager = default_manager()\n"
+        "assert 'pendulum' in [c.name for c in manager.components('system')], manager.broken\n"
+        "manager.presets()\n"
+        "print([m for m in ('torch', 'numpy', 'jax', 'ray', 'pendulum') if m in sys.modules])\n"
+    )
+    assert found.stdout == "[]\n", found.stderr
+
+
+def test_wheel_built_and_installed_by_pip(site: Any, tmp_path: Path) -> None:
+    project = tmp_path / "sda-pendulum"
+    package = project / "src" / "sda_pendulum"
+    package.mkdir(parents=True)
+    (project / "pyproject.toml").write_text(
+        """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "sda-pendulum"
+version = "0.3"
+
+[project.entry-points.sda]
+pendulum = "sda_pendulum.plugin"
+
+[tool.hatch.build.targets.wheel]
+packages = ["src/sda_pendulum"]
+"""
+    )
+    (package / "__init__.py").touch()
+    (package / "pendulum.py").write_text(
+        "from sda_core.config import component, option, positive\n"
+        "@component\n"
+        "class Pendulum:\n"
+        "    '''A pendulum.'''\n"
+        "    length: float = option(default=1.0, check=positive, units='m', help='Of the rod')\n"
+    )
+    (package / "swing.toml").write_text("# a swing\n")
+    (package / "plugin.py").write_text(
+        GOOD.replace("pendulum:", "sda_pendulum.pendulum:")
+        + "from importlib.resources import files\n"
+        "@hookimpl\n"
+        "def sda_register_presets():\n"
+        "    yield Preset('swing', files('sda_pendulum') / 'swing.toml')\n"
+    )
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", str(tmp_path)]
+    subprocess.run([*build, str(project)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    install = [*pip, "install", "--no-deps", "--no-index", "--target", str(site.path)]
+    subprocess.run([*install, str(wheel)], check=True)
+
+    listed = json.loads(site.sda("list", "system", "--json").stdout)
+    assert {
+        "kind": "system",
+        "name": "pendulum",
+        "summary": "A pendulum",
+        "distribution": "sda-pendulum",
+        "version": "0.3",
+    } in listed
+    (field,) = json.loads(site.sda("info", "system", "pendulum", "--json").stdout)["fields"]
+    assert (field["name"], field["default"], field["units"]) == ("length", 1.0, "m")
+    assert "wrote swing.toml" in site.sda("init", "swing").stdout
+    assert (site.path / "swing.toml").read_text() == "# a swing\n"
