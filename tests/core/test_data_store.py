@@ -28,11 +28,11 @@ def test_xarray_opens_a_file_as_it_is(data):
         assert dict(x.sizes) == {"trajectory": 2, "time": 12, "variable": 2, "place": 4}
         assert x.dtype == np.float32
         assert x.trajectory.values.tolist() == [16, 17]
-        assert x.variable.values.tolist() == ["u", "T"]
+        assert x["variable"].values.tolist() == ["u", "T"]
         np.testing.assert_allclose(x.time, 0.5 * np.arange(12))
         np.testing.assert_allclose(x.place, [0.0, 0.5, 1.0, 1.5])
         assert (x.time.units, x.place.units, x.units) == ("s", "m", "m/s, K")
-        assert json.loads(x.variable.attrs["variable_units"]) == ["m/s", "K"]
+        assert json.loads(x["variable"].attrs["variable_units"]) == ["m/s", "K"]
         assert json.loads(dataset.attrs["system"]) == {"name": "walk"}
         assert dataset.attrs["seed"] == 1
         temperature = x.sel(variable="T", time=2.0, trajectory=17).values
@@ -91,7 +91,7 @@ def test_processes_open_the_file_for_themselves(data, monkeypatch):
     assert np.array_equal(read_row(copy, 3), expected)
     # So that the new process finds this module under the name that pickle writes.
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         rows = pool.starmap(read_row, [(store, row) for row in range(4)])
     assert np.array_equal(rows, store.read(slice(4)))
 

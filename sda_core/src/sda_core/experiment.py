@@ -29,7 +29,6 @@ from sda_core.system import System
 from sda_core.training import TrainConfig
 
 
-
 @component
 class SampleConfig:
     """Unconditional samples of the prior."""

@@ -15,10 +15,15 @@ from torch import Tensor
 from sda_core.files import replace_file
 from sda_core.method import Problem
 
+_QUANTILES = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+
+#: Indices of a variable at one grid point, in (time, variable, *grid).
+Index = tuple[int | slice, ...]
+
 #: Colours that keep apart in print and for colour-blind readers (Okabe & Ito, 2008).
 TRUTH, POSTERIOR, REFERENCE, OBSERVED = "#000000", "#0072B2", "#D55E00", "#009E73"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": 150,
     "font.size": 9,
     "axes.spines.top": False,
@@ -61,25 +66,21 @@ def posterior_series(problem: Problem, posterior: Tensor, reference: Tensor | No
         figure = Figure(figsize=(7.5, 1.6 * count + 0.7))
         axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
         for c, axis in enumerate(axes):
-            series = posterior[(slice(None), slice(None), c, *place)].double()
-            low, middle, high = torch.quantile(
-                series, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=0
-            )
+            at: Index = (slice(None), c, *place)
+            series = posterior[(slice(None), *at)].double()
+            low, middle, high = torch.quantile(series, _QUANTILES, dim=0)
             axis.fill_between(
                 t, low, high, color=POSTERIOR, alpha=0.25, lw=0, label="posterior, 90 %"
             )
             axis.plot(t, middle, color=POSTERIOR, label="posterior, median")
             if reference is not None:
-                series = reference[(slice(None), slice(None), c, *place)].double()
-                bounds = torch.quantile(
-                    series, torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0
-                )
+                series = reference[(slice(None), *at)].double()
+                bounds = torch.quantile(series, _QUANTILES[[0, 2]], dim=0)
                 for i, bound in enumerate(bounds):
                     label = "reference, 90 %" if i == 0 else None
                     axis.plot(t, bound, color=REFERENCE, ls="--", lw=0.9, label=label)
             if problem.truth is not None:
-                truth = problem.truth[(slice(None), c, *place)]
-                axis.plot(t, truth, color=TRUTH, lw=0.9, label="truth")
+                axis.plot(t, problem.truth[at], color=TRUTH, lw=0.9, label="truth")
             variable = spec.variables[c]
             axis.set_ylabel(_label(variable.name, variable.units))
         axes[-1].set_xlabel(_time_label(problem))
@@ -108,7 +109,8 @@ def members(problem: Problem, posterior: Tensor, reference: Tensor | None, n: in
             columns = range(3 if spatial else min(2, len(spec.variables)))
 
             def path(x: Tensor, columns: range = columns) -> list[np.ndarray]:
-                series = [x[(slice(None), c, *place)].numpy() for c in columns]
+                points: list[Index] = [(slice(None), c, *place) for c in columns]
+                series = [x[point].numpy() for point in points]
                 return series if len(series) > 1 else [_times(problem), *series]
 
             for member in ensemble[:n]:
@@ -162,16 +164,36 @@ def fields(problem: Problem, posterior: Tensor) -> Figure:
     return figure
 
 
-def innovations(problem: Problem, posterior: Tensor) -> Figure:
-    """Observations against what the posterior says of them, in units of the noise."""
+def observations(problem: Problem, posterior: Tensor) -> Figure:
+    """Observations beside what the posterior says of them, and the misfit in units of the noise.
+
+    The left panel needs to know when each value was observed, and shows the first value of each
+    time; it is left out for operators that mix times.
+    """
     A = problem.observation.operator(posterior.double()).flatten(1)
-    std = problem.observation.std.flatten()
-    z = ((problem.y.flatten() - A) / std).flatten().numpy()
+    y, std = problem.y.flatten(), problem.observation.std.flatten()
+    z = ((y - A) / std).flatten().numpy()
+    times = problem.observation.times
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 3.0))
-        axis = figure.subplots()
+        figure = Figure(figsize=(7.5, 3.0) if times is not None else (4.0, 3.0))
+        if times is None:
+            axis = figure.subplots()
+        else:
+            left, axis = figure.subplots(1, 2, width_ratios=(1.5, 1))
+            index, first = np.unique(times.flatten().numpy(), return_index=True)
+            t, shown = _times(problem)[index], torch.from_numpy(first)
+            low, high = torch.quantile(A[:, shown], _QUANTILES[[0, 2]], dim=0)
+            left.fill_between(
+                t, low, high, color=POSTERIOR, alpha=0.25, lw=0, label="A(x), 90 % of members"
+            )
+            left.errorbar(
+                t, y[shown], std[shown], color=OBSERVED, fmt=".", ms=5, lw=1, label="y ± std"
+            )
+            left.set_xlabel(_time_label(problem))
+            left.set_ylabel("observed value")
+            left.legend(fontsize=8)
         limit = max(4.0, float(np.quantile(np.abs(z), 0.999)))
-        bins = np.linspace(-limit, limit, 61)
+        bins = np.linspace(-limit, limit, 61).tolist()
         axis.hist(z, bins=bins, density=True, color=POSTERIOR, alpha=0.5, label="all members")
         grid = np.linspace(-limit, limit, 200)
         normal = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)

@@ -41,12 +41,16 @@ class ModelConfig:
     Good values: a window as wide as the network can take, with a stride of half of it.
     """
 
-    window: int = option(default=5, check=at_least(1), help="width W of the windows that the kernel sees")
+    window: int = option(
+        default=5, check=at_least(1), help="width W of the windows that the kernel sees"
+    )
     stride: int = option(
         default=1, check=at_least(1), help="distance between windows when they are composed"
     )
     fold: FoldName = option(default="center", help="how windows become a trajectory")
-    parameterization: ParameterizationName = option(default="eps", help="what the kernel's output means")
+    parameterization: ParameterizationName = option(
+        default="eps", help="what the kernel's output means"
+    )
     chunk_size: int | None = option(
         default=None, check=at_least(1), help="windows evaluated at once; all if not set"
     )

@@ -14,7 +14,7 @@ from sda_core.config import dump_toml, unstructure
 from sda_core.evaluation import SCORES
 from sda_core.files import write_text
 from sda_core.method import Problem
-from sda_core.run import Run
+from sda_core.rundir import Run
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -40,10 +40,11 @@ def write_report(
             figures.posterior_series(problem, posterior, reference),
         ),
         (
-            "innovations",
-            "Observations minus what each member says of them, over the noise. A calibrated "
-            "posterior fits its observations a little more closely than N(0, 1).",
-            figures.innovations(problem, posterior),
+            "observations",
+            "Left: what was observed, and what the members say of it. Right: the misfit in units "
+            "of the noise; a calibrated posterior fits its observations a little more closely than "
+            "N(0, 1).",
+            figures.observations(problem, posterior),
         ),
         (
             "learning-curve",
@@ -52,9 +53,7 @@ def write_report(
         ),
     ]
     if len(spec.axes) == 1:
-        made.insert(
-            1, ("fields", "Truth, mean and spread.", figures.fields(problem, posterior))
-        )
+        made.insert(1, ("fields", "Truth, mean and spread.", figures.fields(problem, posterior)))
     if not spec.axes:
         caption = "Single members: each is a trajectory that the data allow."
         made.insert(1, ("members", caption, figures.members(problem, posterior, reference)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
@@ -26,7 +25,7 @@ from sda_core.metrics import log_prior
 from sda_core.model import TrainedModel
 from sda_core.progress import ProgressOption, reporting
 from sda_core.random import MemberNoise, seeded_generator
-from sda_core.run import Run, device
+from sda_core.rundir import Run, device
 from sda_core.system import HasLogProb
 from sda_core.training import Trainer, load_checkpoint, save_checkpoint
 
@@ -170,7 +169,9 @@ def sample(
         run.stage("sample") as results,
         reporting(progress, "sampling the prior", sampler.steps) as report,
     ):
-        z = sampler.sample(model.trajectory_denoiser(), shape, noise, lambda step, steps: report(step))
+        z = sampler.sample(
+            model.trajectory_denoiser(), shape, noise, lambda step, steps: report(step)
+        )
         x = model.standardization.to_physical(z).cpu()
         if isinstance(experiment.system, HasLogProb):
             results["log_prior"] = float(log_prior(experiment.system, x).mean())

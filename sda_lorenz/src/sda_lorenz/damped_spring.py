@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from sda_core.config import component, option, positive
-from sda_core.system import SystemSpec, System
 from torch import Generator, Tensor
+
+from sda_core.config import component, option, positive
+from sda_core.system import System, SystemSpec
 
 
 @component

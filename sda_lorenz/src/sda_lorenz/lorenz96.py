@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Generator, Tensor
+
 from sda_core.config import at_least, component, option, positive
 from sda_core.system import Axis, ODESystem, SystemSpec
-from torch import Generator, Tensor
 
 
 @component

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Generator, Tensor
+
 from sda_core.config import at_least, component, option, positive
 from sda_core.system import ODESystem, SystemSpec
-from torch import Generator, Tensor
 
 
 @component

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
+from torch import Tensor
+
 from sda_core.config import component, non_negative, option
 from sda_core.denoiser import Denoiser
 from sda_core.guidance import GaussianLikelihood, Guidance, GuidedDenoiser
-from torch import Tensor
 
 
 @component

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
+from torch import Tensor
+
 from sda_core.config import at_least, component, option
 from sda_core.denoiser import Denoiser
 from sda_core.errors import AssimilationError
 from sda_core.guidance import GaussianLikelihood, Guidance, GuidedDenoiser
-from torch import Tensor
 
 
 @component

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
+from torch import Tensor, nn
+
 from sda_core.config import at_least, component, one_of, option
 from sda_core.kernel import Kernel, TimeEmbedding, WindowShape
-from torch import Tensor, nn
 
 ACTIVATIONS = {"ReLU": nn.ReLU, "ELU": nn.ELU, "GELU": nn.GELU, "SELU": nn.SELU, "SiLU": nn.SiLU}
 

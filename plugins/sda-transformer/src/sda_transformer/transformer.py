@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
 from sda_core.config import at_least, component, option
 from sda_core.errors import ConfigError
 from sda_core.kernel import Kernel, TimeEmbedding, WindowShape
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 
 @component

@@ -142,12 +142,19 @@ class Recipe:
         first = block * self.block_size
         return range(first, min(first + self.block_size, self.total))
 
-    def differences(self, other: Recipe) -> list[str]:
-        """The keys in which ``other`` differs, as "key: value here, value there"."""
+    def differences(
+        self, other: Recipe, words: tuple[str, str] = ("there", "asked for")
+    ) -> list[str]:
+        """The keys in which ``other`` differs, as "key (value there, value asked for)".
+
+        Args:
+            other: Another recipe.
+            words: What to call this recipe and the other one.
+        """
         here, there = _flatten(attrs.asdict(self)), _flatten(attrs.asdict(other))
         keys = sorted(here.keys() | there.keys())
         return [
-            f"{key} ({here.get(key, 'none')} there, {there.get(key, 'none')} asked for)"
+            f"{key} ({here.get(key, 'none')} {words[0]}, {there.get(key, 'none')} {words[1]})"
             for key in keys
             if here.get(key) != there.get(key)
         ]

@@ -225,8 +225,9 @@ def make_part(system: System, parts: Parts, block: int) -> int:
         )
     rows = recipe.block_rows(block)
     x = states[: len(rows)].to("cpu", torch.float32)
-    bad = [row for row, member in zip(rows, x, strict=True) if not member.isfinite().all()]
-    if bad:
+    finite = x.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = [row for row, good in zip(rows, finite.tolist(), strict=True) if not good]
         raise SimulationError(
             f"seed {recipe.seed}, trajectories {bad}: {type(system).__name__} has states too large "
             "for float32, in which data are stored. Choose other units for its variables."

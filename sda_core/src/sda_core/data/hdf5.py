@@ -71,11 +71,11 @@ def read_info(file: h5py.File, path: Path) -> StoreInfo:
                 action,
             )
         info = StoreInfo.from_attributes(attributes, lambda axis: file[axis][()])
+        shape = tuple(file["x"].shape)
     except DAMAGE as error:
         raise problem(f"its description is damaged ({error})", REGENERATE) from error
     if attributes.get("attributes_crc32") != attributes_crc32(info.attributes()):
         raise problem("its attributes are not those that were written", REGENERATE)
-    shape = tuple(file["x"].shape)
     if shape != info.shape:
         raise problem(
             f"dataset 'x' has shape {shape}, but the attributes describe {info.shape}", REGENERATE

@@ -14,12 +14,7 @@ import numpy as np
 
 from sda_core.data.base import SPLITS, Problem, StoreInfo, StoreProblemError
 from sda_core.data.checksums import is_sealed, trajectory_crc32
-from sda_core.data.hdf5 import (
-    DAMAGE,
-    REGENERATE,
-    open_file,
-    read_info,
-)
+from sda_core.data.hdf5 import DAMAGE, REGENERATE, open_file, read_info
 from sda_core.data.report import directory_problems, find_files
 from sda_core.data.standardization import Moments
 
@@ -179,7 +174,7 @@ def _together(directory: Path, infos: dict[Path, StoreInfo]) -> Iterator[Problem
     first = next(info for info in infos.values() if info.data_id == usual)
     for file, info in infos.items():
         if info.data_id != usual:
-            differences = ", ".join(first.recipe.differences(info.recipe))
+            differences = ", ".join(first.recipe.differences(info.recipe, ("there", "here")))
             yield Problem(
                 str(file),
                 f"it is of another data set than the other files: {differences}",

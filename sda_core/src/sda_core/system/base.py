@@ -21,7 +21,7 @@ block is simulated whole from a generator seeded by (seed, block). So a trajecto
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
@@ -63,6 +63,10 @@ def _variables(value: Sequence[str | Variable]) -> tuple[Variable, ...]:
     return tuple(Variable.parse(v) for v in value)
 
 
+def _axes(value: Iterable[Axis]) -> tuple[Axis, ...]:
+    return tuple(value)
+
+
 def _floats(value: Sequence[float] | None) -> tuple[float, ...] | None:
     return None if value is None else tuple(float(v) for v in value)
 
@@ -86,7 +90,7 @@ class SystemSpec:
 
     variables: tuple[Variable, ...] = attrs.field(converter=_variables)
     time_step: float
-    axes: tuple[Axis, ...] = attrs.field(default=(), converter=tuple)
+    axes: tuple[Axis, ...] = attrs.field(default=(), converter=_axes)
     time_units: str = "1"
     mean: tuple[float, ...] | None = attrs.field(default=None, converter=_floats)
     std: tuple[float, ...] | None = attrs.field(default=None, converter=_floats)
@@ -244,9 +248,7 @@ def trajectory(
     return out
 
 
-def simulate_block(
-    system: System, seed: int, block: int, length: int, burn_in: int = 0
-) -> Tensor:
+def simulate_block(system: System, seed: int, block: int, length: int, burn_in: int = 0) -> Tensor:
     r"""Simulate block number ``block`` of the data set with this seed.
 
     Returns:
@@ -318,8 +320,6 @@ class SDESystem(System):
         """Draw the state one output step ahead."""
         h = self.spec.time_step / self.substeps
         for _ in range(self.substeps):
-            dW = h**0.5 * torch.randn(
-                x.shape, dtype=x.dtype, device=x.device, generator=generator
-            )
+            dW = h**0.5 * torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
             x = x + self.drift(x) * h + self.diffusion(x) * dW
         return x

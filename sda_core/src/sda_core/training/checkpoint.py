@@ -33,7 +33,9 @@ def save_checkpoint(
     }
     with replace_file(path) as temporary:
         # Clones, since averaged and raw weights may share storage.
-        save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, temporary, header)
+        save_file(
+            {k: v.detach().clone().contiguous() for k, v in tensors.items()}, temporary, header
+        )
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -16,7 +16,9 @@ class TrainConfig:
     cosine decay gives better samples at the same cost.
     """
 
-    epochs: int = option(default=256, check=at_least(1), help="an epoch draws windows from every trajectory")
+    epochs: int = option(
+        default=256, check=at_least(1), help="an epoch draws windows from every trajectory"
+    )
     windows_per_trajectory: int = option(
         default=1, check=at_least(1), help="random windows drawn from each trajectory in an epoch"
     )
@@ -26,7 +28,9 @@ class TrainConfig:
     decay: Literal["linear", "cosine", "exponential", "constant"] = option(
         default="linear", help="how the learning rate falls from its value to (nearly) 0"
     )
-    warmup_steps: int = option(default=0, check=non_negative, help="steps of linear rise before that")
+    warmup_steps: int = option(
+        default=0, check=non_negative, help="steps of linear rise before that"
+    )
     clip_norm: float | None = option(default=None, check=positive, help="largest gradient norm")
     ema: float | None = option(
         default=None, check=between(0, 1), help="decay of the moving average of the weights"

@@ -19,6 +19,8 @@ from sda_core.errors import ConfigError
 from sda_core.random import seeded_generator
 from sda_core.training.config import TrainConfig
 
+TensorList = tuple[Tensor, ...] | list[Tensor]
+
 #: Streams of random numbers, so that none depends on how many another has used.
 _DATA, _LOSS, _VALID = 1, 2, 3
 
@@ -125,13 +127,14 @@ class Trainer:
         draws = seeded_generator(self.seed, _LOSS, self.epoch)
         device = next(self.denoiser.parameters()).device
         self.denoiser.train()
-        total, batches, rate = torch.zeros((), device=device), 0, 0.0
+        total, batches = torch.zeros((), device=device), 0
+        rate = 0.0
         for batch in self._batches(self.train, seeded_generator(self.seed, _DATA, self.epoch)):
             loss = self.denoiser.loss(batch.to(device), draws, self.weights)
             loss.backward()
             if self.config.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip_norm)
-            rate = self.scheduler.get_last_lr()[0]
+            rate = float(self.scheduler.get_last_lr()[0])
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.scheduler.step()
@@ -178,9 +181,7 @@ class Trainer:
             per_trajectory=self.config.windows_per_trajectory,
         )
 
-    def _average(
-        self, averaged: list[Tensor], current: list[Tensor], count: int | Tensor
-    ) -> None:
+    def _average(self, averaged: TensorList, current: TensorList, count: Tensor | int) -> None:
         # A short memory at first, so that the random initial weights are forgotten.
         n = int(count)
         decay = min(self.config.ema or 0.0, (1 + n) / (10 + n))
@@ -214,8 +215,6 @@ class Trainer:
         self.optimizer.load_state_dict(optimizer)
         self.epoch, self.step = counters["epoch"], counters["step"]
         self.scheduler.last_epoch = self.step
-        for group, base in zip(
-            self.optimizer.param_groups, self.scheduler.base_lrs, strict=True
-        ):
+        for group, base in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
             group["lr"] = base * self.config.learning_rate_at(self.step, self.num_steps)
         self.scheduler._last_lr = [g["lr"] for g in self.optimizer.param_groups]

@@ -33,7 +33,7 @@ DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluate": (("evaluate",), ("sample", "assimilate")),
 }
 #: Keys that do not change a result: how fast it is made, or how the model is composed afterwards.
-IGNORES = {
+IGNORES: dict[str, dict[str, tuple[str, ...]]] = {
     "simulate": {"data": ("workers",)},
     "train": {"model": ("stride", "fold", "chunk_size"), "train": ("checkpoint_every",)},
 }

@@ -1,0 +1,45 @@
+# demo, test, lint, docs, bench: each sets up what it needs, in .venv, and reuses it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DISTRIBUTIONS := sda_core sda_lorenz plugins/sda-mlp plugins/sda-transformer plugins/sda-dps
+TOOLS := build editables hatchling hypothesis import-linter jaxtyping beartype mypy pytest pytest-xdist ruff scipy
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint format docs bench clean
+
+demo: $(READY)  ## simulate, train, assimilate and evaluate noisy Lorenz-63
+	$(BIN)/sda run lorenz63-quick
+
+test: $(READY) lint  ## formatting, lint, types, import contracts, generated docs, and the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the statistical and reproduction tests, which take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)  ## rewrite the generated parts of the documentation
+	$(BIN)/python docs/generate.py
+
+bench: $(READY)  ## list the benchmarks; each prints one table
+	@ls benchmarks/*.py
+
+clean:
+	rm -rf $(VENV) runs
+
+$(READY): constraints.txt Makefile $(DISTRIBUTIONS:=/pyproject.toml)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch $(TOOLS)
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation \
+		$(foreach d,$(DISTRIBUTIONS),--editable $(d))
+	touch $@

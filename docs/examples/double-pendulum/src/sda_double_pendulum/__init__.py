@@ -1,0 +1,1 @@
+"""A double pendulum as a plugin for score-based data assimilation."""
