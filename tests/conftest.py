@@ -13,6 +13,9 @@ import pytest
 
 from sda_core.plugins import PluginManager
 
+# The tensors of tests are small: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 class Site:
     """A folder of installed distributions, as pip leaves them."""

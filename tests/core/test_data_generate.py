@@ -329,7 +329,7 @@ def test_progress_lines_only_when_asked(tmp_path, capfd):
     make(Swing(), tmp_path / "a")
     assert capfd.readouterr() == ("", "")
     make(Swing(), tmp_path / "b", progress=True)
-    assert "simulated 3 of 3 blocks, about 0 s left" in capfd.readouterr().err
+    assert "simulating: done in" in capfd.readouterr().err
     make(Swing(), tmp_path / "c", progress=False)
     assert capfd.readouterr() == ("", "")
 

@@ -41,3 +41,7 @@ class SimulationError(SDAError, ArithmeticError):
 
 class AssimilationError(SDAError):
     """An assimilation cannot be done as asked, or produced values that are not finite."""
+
+
+class StoppedError(SDAError):
+    """The user stopped long work; what was done is kept, and the same call goes on from there."""

@@ -146,7 +146,10 @@ class TrainedModel:
         path = directory / "model.json"
         if not path.is_file():
             raise CheckpointError(f"there is no model in {directory} (no {path.name}): train first")
-        description = json.loads(path.read_text())
+        try:
+            description = json.loads(path.read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{path} cannot be read ({error}): train again") from error
         if description.get("schema") != MODEL_SCHEMA:
             raise CheckpointError(
                 f"{path} has schema {description.get('schema')}, and this version of sda-core "

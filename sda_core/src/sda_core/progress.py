@@ -58,11 +58,14 @@ def _lines(console: Console, label: str, total: int, done: int) -> Callable[...,
     def report(now_done: int, note: str = "") -> None:
         nonlocal next_line
         now = time.monotonic()
-        if now < next_line and now_done < total:
+        if now_done >= total:
+            state = f"done in {now - start:.0f} s"
+        elif now >= next_line:
+            left = (now - start) / max(1, now_done - done) * (total - now_done)
+            state = f"{100 * now_done / total:.0f} %, about {left:.0f} s left"
+        else:
             return
         next_line = now + SECONDS_BETWEEN_LINES
-        left = (now - start) / max(1, now_done - done) * (total - now_done)
-        share = f"{100 * now_done / total:3.0f} %"
-        console.print(f"{label}: {share}, about {left:.0f} s left  {note}".rstrip())
+        console.print(f"{label}: {state}  {note}".rstrip())
 
     return report

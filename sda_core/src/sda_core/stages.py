@@ -16,10 +16,11 @@ from torch import Tensor
 from sda_core import labelled
 from sda_core.config import unstructure
 from sda_core.data import TrajectoryStore, WindowDataset, generate, split_path
-from sda_core.errors import ConfigError
+from sda_core.errors import ConfigError, StoppedError
 from sda_core.evaluation import evaluate_ensemble
 from sda_core.experiment import AssimilateConfig, Experiment
 from sda_core.files import write_text
+from sda_core.interrupt import stop_request
 from sda_core.method import Method, Problem, Toolbox
 from sda_core.metrics import log_prior
 from sda_core.model import TrainedModel
@@ -85,6 +86,7 @@ def train(
     Raises:
         DataError: There is no data set.
         CheckpointError: The directory holds a checkpoint of another configuration.
+        StoppedError: Ctrl-C or SIGTERM; what was trained is kept.
     """
     run = Run(experiment, directory, progress=progress)
     kernel = experiment.require("kernel", "training")
@@ -113,20 +115,26 @@ def train(
     with (
         run.stage("train") as results,
         reporting(progress, "training", settings.epochs, trainer.epoch) as report,
+        stop_request() as stopping,
     ):
         valid_loss = None
-        try:
-            for metrics in trainer.epochs():
-                if metrics.valid_loss is not None:
-                    valid_loss = metrics.valid_loss
-                    run.log({"event": "epoch", **attrs.asdict(metrics)})
-                run.manager.hook.sda_epoch_ended(run=run, metrics=attrs.asdict(metrics))
-                if metrics.epoch % settings.checkpoint_every == 0:
-                    checkpoint()
-                note = f"loss {metrics.loss:.4f}, {metrics.steps_per_second:.1f} steps/s"
-                report(metrics.epoch, note)
-        finally:  # also when stopped by the user
-            checkpoint()
+        for metrics in trainer.epochs():
+            if metrics.valid_loss is not None:
+                valid_loss = metrics.valid_loss
+                run.log({"event": "epoch", **attrs.asdict(metrics)})
+            run.manager.hook.sda_epoch_ended(run=run, metrics=attrs.asdict(metrics))
+            note = f"loss {metrics.loss:.4f}, {metrics.steps_per_second:.1f} steps/s"
+            report(metrics.epoch, note)
+            last = metrics.epoch == settings.epochs
+            if last or stopping() or metrics.epoch % settings.checkpoint_every == 0:
+                checkpoint()
+            if stopping() and not last:
+                raise StoppedError(
+                    f"training stopped after epoch {metrics.epoch} of {settings.epochs}; the same "
+                    "command goes on from there"
+                )
+        if valid_loss is None and valid is not None:
+            valid_loss = trainer.validate()
         results |= {"steps": trainer.step, "valid_loss": valid_loss}
         trained = attrs.evolve(
             model,

@@ -27,6 +27,7 @@ class DPS(Guidance):
     """
 
     exact_for_gaussian: ClassVar[bool] = False
+    uses_std: ClassVar[bool] = False
 
     zeta: float = option(default=1.0, check=positive, help="strength of the guidance")
 

@@ -16,7 +16,7 @@ import typer
 
 from sda_core import __version__
 from sda_core.cli import data, doctor, info, list_, presets, stages
-from sda_core.errors import SDAError
+from sda_core.errors import SDAError, StoppedError
 from sda_core.plugins import PluginManager, default_manager
 
 _DEBUG = "SDA_DEBUG"
@@ -54,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``sda``; errors that the library raises on purpose are shown without traceback."""
     try:
         make_app(default_manager())(args=arguments, prog_name="sda")
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(130)  # as shells report a command stopped by Ctrl-C
     except SDAError as error:
         if os.environ.get(_DEBUG) == "1":
             raise

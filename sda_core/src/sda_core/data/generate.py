@@ -27,10 +27,10 @@ from sda_core.config import at_least, component, option
 from sda_core.data.base import RESERVED_NAMES, SPLITS, Recipe, size_text, split_path
 from sda_core.data.hdf5 import open_file, read_info
 from sda_core.data.parts import Parts
-from sda_core.data.progress import ProgressOption, reporting
 from sda_core.data.standardization import Moments
 from sda_core.data.writer import SplitWriter, sync
 from sda_core.errors import ConfigError, DataError, ShapeError, SimulationError
+from sda_core.progress import ProgressOption, reporting
 from sda_core.system import System, SystemSpec, simulate_block
 
 
@@ -95,7 +95,7 @@ def generate(
         system_config: The system's full configuration, of JSON values.
         versions: Versions to record besides those of sda-core, torch, numpy, h5py and Python, by
             name of the distribution.
-        progress: What to show, see :data:`~sda_core.data.progress.ProgressOption`.
+        progress: What to show, see :data:`~sda_core.progress.ProgressOption`.
 
     Returns:
         The directory.
@@ -252,7 +252,7 @@ def _simulate(
 ) -> None:
     total = len(parts.recipe.blocks)
     done = total - len(missing)
-    with reporting(progress, done, total) as report:
+    with reporting(progress, "simulating", total, done) as report:
         workers = min(workers, len(missing))
         blocks = (
             _in_processes(system, parts, missing, workers)

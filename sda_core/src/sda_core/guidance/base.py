@@ -50,10 +50,13 @@ class Guidance(ABC):
 
     Class attributes:
         exact_for_gaussian: Whether the result is exact for a Gaussian prior and a linear operator.
+        uses_std: Whether the observation's noise scale plays a part. Then an observation without
+            information (std towards infinity) leaves the prior as it is.
     """
 
     sda_kind: ClassVar[str] = "guidance"
     exact_for_gaussian: ClassVar[bool] = False
+    uses_std: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, prior: Denoiser, likelihood: GaussianLikelihood) -> Denoiser:

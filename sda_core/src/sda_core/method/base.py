@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import attrs
+import torch
 from torch import Tensor
 
 from sda_core.errors import ShapeError
@@ -17,8 +18,9 @@ from sda_core.observation.base import ObservationModel
 from sda_core.system.base import System
 
 if TYPE_CHECKING:
+    from sda_core.data import Standardization
+    from sda_core.denoiser import Denoiser
     from sda_core.guidance.base import Guidance
-    from sda_core.model import TrainedModel
     from sda_core.sampler.base import Sampler
 
 
@@ -59,18 +61,36 @@ class Problem:
         return (self.length, *self.system.spec.state_shape)
 
 
+class PriorModel(Protocol):
+    """A model of the prior, such as :class:`sda_core.model.TrainedModel`."""
+
+    @property
+    def standardization(self) -> Standardization:
+        """The map between physical units and model space."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def trajectory_denoiser(self) -> Denoiser:
+        """The denoiser of trajectories, in model space."""
+        ...
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Toolbox:
     """What a method may use besides the problem.
 
     Attributes:
-        model: The trained model of the prior.
+        model: The model of the prior.
         sampler: The sampler.
         guidance: The guidance.
         on_step: Called with (steps done, number of steps).
     """
 
-    model: TrainedModel | None = None
+    model: PriorModel | None = None
     sampler: Sampler | None = None
     guidance: Guidance | None = None
     on_step: Callable[[int, int], None] | None = None

@@ -77,7 +77,8 @@ class Observation(ABC):
         r"""Make the observation model p(y | x) for trajectories of a given length.
 
         Raises:
-            ConfigError: ``std`` is missing, not positive, or does not fit A(x).
+            ConfigError: ``std`` is missing, not positive, or does not fit A(x), or A(x) has no time
+                axis where it was said to keep it.
         """
         A = self.operator(spec)
         shape = A(torch.zeros(length, *spec.state_shape, dtype=torch.float64)).shape
@@ -99,6 +100,12 @@ class Observation(ABC):
         axis = self.times(torch.arange(length))
         times = None
         if axis is not None:
+            if shape[:1] != axis.shape:
+                raise ConfigError(
+                    f"this observation operator should keep the time axis, with {len(axis)} times, "
+                    f"but gives the shape {tuple(shape)} for a trajectory of {length} states. If it "
+                    "mixes times, say so (for a user function: statewise = false)"
+                )
             times = axis.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape)
         return ObservationModel(operator=A, std=std, times=times, length=length)
 
@@ -131,7 +138,8 @@ class ObservationModel:
 
     def log_prob(self, y: Tensor, x: Tensor) -> Tensor:
         r"""log p(y | x): (\*obs), (B..., L, C, \*S) -> (B...)."""
-        return self._log_prob_entries(y, self.operator(x)).flatten(-max(y.ndim, 1)).sum(-1)
+        log_p = self._log_prob_entries(y, self.operator(x))
+        return log_p.reshape(*log_p.shape[: log_p.ndim - y.ndim], -1).sum(-1)
 
     def log_prob_at(self, i: int, y: Tensor, x_i: Tensor) -> Tensor | None:
         r"""log-density of the observations at time i given the state x_i.

@@ -37,6 +37,10 @@ class Concatenate(Observation):
 
         return A
 
+    def times(self, times: Tensor) -> Tensor | None:
+        """Not told by the parts' times alone: how many entries each has takes a spec (``bind``)."""
+        return None
+
     def bind(self, spec: SystemSpec, length: int) -> ObservationModel:
         """Bind the parts and join what they say."""
         models = [part.bind(spec, length) for part in self.parts]

@@ -26,20 +26,25 @@ class Linear(Observation):
     matrix: list | Path = option(help="the matrix: nested lists, or a .npy file")  # type: ignore[type-arg]
     trajectory: bool = option(default=False, help="act on whole trajectories instead of on each state")
 
-    def operator(self, spec: SystemSpec) -> Operator:
-        """Multiplies by the matrix."""
+    def _matrix(self) -> Tensor:
         if isinstance(self.matrix, Path):
             if not self.matrix.is_file():
                 raise ConfigError(f"observation.matrix: there is no file {self.matrix}")
             array = np.load(self.matrix, allow_pickle=False)
         else:
             array = np.asarray(self.matrix, dtype=np.float64)
-        H = torch.as_tensor(array, dtype=torch.float64)
+        if array.ndim != 2:
+            raise ConfigError(f"observation.matrix has the shape {array.shape}, but must be (n, m)")
+        return torch.as_tensor(array, dtype=torch.float64)
+
+    def operator(self, spec: SystemSpec) -> Operator:
+        """Multiplies by the matrix."""
+        H = self._matrix()
         dims = len(spec.state_shape) + self.trajectory
 
         def A(x: Tensor) -> Tensor:
             x = x.flatten(-dims)
-            if H.ndim != 2 or H.shape[1] != x.shape[-1]:
+            if H.shape[1] != x.shape[-1]:
                 raise ConfigError(
                     f"observation.matrix has the shape {tuple(H.shape)}, but must be "
                     f"(n, {x.shape[-1]}): one column per entry of a flattened "
@@ -52,3 +57,8 @@ class Linear(Observation):
     def times(self, times: Tensor) -> Tensor | None:
         """Each row's time; None for a matrix on whole trajectories."""
         return None if self.trajectory else times
+
+    def output(self, spec: SystemSpec) -> SystemSpec:
+        """One variable per row, without a grid."""
+        rows = tuple(f"row_{i}" for i in range(len(self._matrix())))
+        return SystemSpec(variables=rows, time_step=spec.time_step, time_units=spec.time_units)

@@ -24,8 +24,8 @@ class Mask(Observation):
 
     mask: list | Path = option(help="the mask: nested lists of booleans, or a .npy file")  # type: ignore[type-arg]
 
-    def operator(self, spec: SystemSpec) -> Operator:
-        """Picks the entries, in row-major order."""
+    def _index(self, spec: SystemSpec) -> Tensor:
+        """Indices of the marked entries of a flattened state."""
         if isinstance(self.mask, Path):
             if not self.mask.is_file():
                 raise ConfigError(f"observation.mask: there is no file {self.mask}")
@@ -41,11 +41,19 @@ class Mask(Observation):
             )
         if not array.any():
             raise ConfigError("observation.mask is false everywhere: nothing would be observed")
-        mask = torch.from_numpy(np.broadcast_to(array, spec.state_shape).copy())
-        index = mask.flatten().nonzero().flatten()
-        dims = mask.ndim
+        return torch.from_numpy(np.broadcast_to(array, spec.state_shape).flatten().nonzero()[0])
+
+    def operator(self, spec: SystemSpec) -> Operator:
+        """Picks the entries, in row-major order."""
+        index = self._index(spec)
+        dims = len(spec.state_shape)
 
         def A(x: Tensor) -> Tensor:
             return x.flatten(-dims).index_select(-1, index.to(x.device))
 
         return A
+
+    def output(self, spec: SystemSpec) -> SystemSpec:
+        """One variable per entry, without a grid."""
+        entries = tuple(f"entry_{i}" for i in self._index(spec).tolist())
+        return SystemSpec(variables=entries, time_step=spec.time_step, time_units=spec.time_units)

@@ -42,10 +42,16 @@ class Select(Observation):
     offset: int = option(default=0, check=non_negative, help="index of the first observed state")
     standardized: bool = option(default=False, help="observe (x - mean) / std instead of physical values")
 
+    def _indices(self, spec: SystemSpec) -> list[int]:
+        if self.variables is None:
+            return list(range(len(spec.variables)))
+        if not self.variables:
+            raise ConfigError("observation.variables is empty: nothing would be observed")
+        return variable_indices(spec, self.variables)
+
     def operator(self, spec: SystemSpec) -> Operator:
         """Selects times and variables."""
-        names = self.variables or spec.variable_names
-        index = torch.tensor(variable_indices(spec, tuple(names)))
+        index = torch.tensor(self._indices(spec))
         grid = len(spec.grid_shape)
         if self.standardized and (spec.mean is None or spec.std is None):
             raise ConfigError(
@@ -78,8 +84,7 @@ class Select(Observation):
 
     def output(self, spec: SystemSpec) -> SystemSpec:
         """The same grid with the selected variables."""
-        names = self.variables or spec.variable_names
-        index = variable_indices(spec, tuple(names))
+        index = self._indices(spec)
         return SystemSpec(
             variables=[spec.variables[i] for i in index],
             axes=spec.axes,

@@ -32,10 +32,11 @@ def ddim_step(
     eps = x0_to_eps(x, x0, alpha_t, sigma_t)
     if eta == 0:
         return alpha_s * x0 + sigma_s * eps
-    kept = (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2  # SNR_t / SNR_s
-    fresh = eta * sigma_s * torch.sqrt(1 - kept)
+    # SNR_t / SNR_s; for neighbouring times of a fine grid it may be rounded to more than 1.
+    ratio = ((alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2).clamp_max(1)
+    fresh = eta**2 * (1 - ratio)
     z = noise.normal(x.shape)
-    return alpha_s * x0 + torch.sqrt(sigma_s**2 - fresh**2) * eps + fresh * z
+    return alpha_s * x0 + sigma_s * (torch.sqrt(1 - fresh) * eps + torch.sqrt(fresh) * z)
 
 
 @component

@@ -37,9 +37,17 @@ class VP(Schedule):
             return torch.cos(math.acos(math.sqrt(self.eta)) * t) ** 2
         return torch.exp(math.log(self.eta) * t**2)
 
+    def complement(self, t: Tensor) -> Tensor:
+        """1 - alpha(t), without the cancellation near t = 0, where sigma is made of it."""
+        if self.alpha_shape == "lin":
+            return (1 - self.eta) * t
+        if self.alpha_shape == "cos":
+            return torch.sin(math.acos(math.sqrt(self.eta)) * t) ** 2
+        return -torch.expm1(math.log(self.eta) * t**2)
+
     def sigma(self, t: Tensor) -> Tensor:
         """Noise scale."""
-        return (1 - self.alpha(t) ** 2 + self.eta**2).sqrt()
+        return (self.complement(t) * (1 + self.alpha(t)) + self.eta**2).sqrt()
 
 
 @component
@@ -48,7 +56,7 @@ class SubVP(VP):
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise scale."""
-        return 1 - self.alpha(t) ** 2 + self.eta
+        return self.complement(t) * (1 + self.alpha(t)) + self.eta
 
 
 @component
@@ -57,4 +65,4 @@ class SubSubVP(VP):
 
     def sigma(self, t: Tensor) -> Tensor:
         """Noise scale."""
-        return 1 - self.alpha(t) + self.eta
+        return self.complement(t) + self.eta

@@ -1,0 +1,94 @@
+"""Posterior of noisy Lorenz-63 against the particle filter, over several observation sets.
+
+Prints the mean over observation sets of E log p(x), E log p(y|x) and the Wasserstein-1 distance to
+a particle filter, for the paper's scenarios LO and HI, beside those of a second, independent run of
+the filter. Exact values: E log p(x) = +81.7, E log p(y|x) = +14.19 (LO) and -2.12 (HI).
+
+    python benchmarks/lorenz63.py runs/lorenz63-quick --sets 8 --members 128
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sda_core import load_experiment
+from sda_core.evaluation import evaluate_ensemble
+from sda_core.method import ParticleFilter, Toolbox
+from sda_core.model import TrainedModel
+from sda_core.rundir import Run
+from sda_core.stages import make_problem
+
+SCENARIOS = {
+    "LO": ["observation.every=8", "observation.std=0.05"],
+    "HI": ["observation.every=1", "observation.std=0.25"],
+}
+COLUMNS = ("log_prior", "log_prior_median", "log_likelihood", "wasserstein1", "coverage_90")
+
+
+def main(
+    directory: Annotated[Path, typer.Argument(help="A trained run directory.")],
+    sets: Annotated[int, typer.Option(help="Observation sets, one test trajectory each.")] = 8,
+    members: Annotated[int, typer.Option(help="Members of each ensemble.")] = 128,
+    change: Annotated[list[str] | None, typer.Option("--set", help="Change a value.")] = None,
+    first: Annotated[int, typer.Option(help="Number of the first test trajectory.")] = 0,
+) -> None:
+    """Print the table."""
+    table = Table(title=f"{directory.name}: {sets} observation sets, {members} members")
+    for column in (
+        "scenario",
+        "ensemble",
+        "E log p(x)",
+        "median",
+        "E log p(y|x)",
+        "W1 to filter",
+        "90 % coverage",
+        "seconds",
+    ):
+        table.add_column(column, justify="left" if column in ("scenario", "ensemble") else "right")
+    for scenario, overrides in SCENARIOS.items():
+        rows: dict[str, list[list[float]]] = {"posterior": [], "filter": []}
+        for number in range(first, first + sets):
+            experiment = load_experiment(
+                directory, [*overrides, f"assimilate.trajectory={number}", *(change or [])]
+            )
+            problem = make_problem(Run(experiment, directory))
+            tools = Toolbox(
+                model=TrainedModel.load(directory / "model", config=experiment.model),
+                sampler=experiment.sampler,
+                guidance=experiment.guidance,
+            )
+            started = time.perf_counter()
+            posterior = experiment.require("method", "this").assimilate(
+                problem, members, 1_000 + number, tools
+            )
+            seconds = time.perf_counter() - started
+            particles = ParticleFilter()
+            started = time.perf_counter()
+            reference = particles.assimilate(problem, members, 2_000 + number, tools)
+            filter_seconds = time.perf_counter() - started
+            again = particles.assimilate(problem, members, 3_000 + number, tools)
+            for name, ensemble, elapsed in (
+                ("posterior", posterior, seconds),
+                ("filter", again, filter_seconds),
+            ):
+                scores = evaluate_ensemble(problem, ensemble, reference)
+                rows[name].append([*(scores[c] for c in COLUMNS), elapsed])
+            values = ", ".join(f"{v:.4g}" for v in rows["posterior"][-1])
+            print(f"{scenario} {number}: {values}", flush=True)
+        for name, values_of in rows.items():
+            mean = np.mean(values_of, axis=0)
+            error = np.std(values_of, axis=0, ddof=1) / len(values_of) ** 0.5
+            cells = [f"{m:.3g} ± {e:.2g}" for m, e in zip(mean[:4], error[:4], strict=True)]
+            table.add_row(scenario, name, *cells, f"{mean[4]:.2f}", f"{mean[5]:.1f}")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,124 @@
+"""What every kernel promises."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sda_core.kernel import Kernel, WindowShape
+from sda_core.testing.promises import generator, keep, require, require_close
+
+
+def _network(kernel: Kernel, window: WindowShape, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A network with weights that are all in play, as after some training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = kernel.build(window)
+    # Layers that start at zero would hide what is behind them.
+    random = generator(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.05)
+    return network.to(dtype).eval()
+
+
+def _inputs(
+    window: WindowShape, n: int = 3, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    x = torch.randn(n, *window.shape, generator=generator(1), dtype=torch.float64)
+    return x.to(dtype), torch.linspace(0.1, 0.9, n, dtype=torch.float64).to(dtype)
+
+
+def _shape(kernel: Kernel, window: WindowShape) -> None:
+    r"""(B, W, C, \*S) with t of shape (B,) gives (B, W, C, \*S), finite, in float32 and float64."""
+    for dtype in (torch.float32, torch.float64):
+        x, t = _inputs(window, dtype=dtype)
+        out = _network(kernel, window, dtype)(x, t)
+        require(
+            out.shape == x.shape and out.dtype == dtype,
+            f"{tuple(x.shape)}, {dtype} became {tuple(out.shape)}, {out.dtype}",
+        )
+        require(bool(out.isfinite().all()), "the output is not finite")
+
+
+def _seed(kernel: Kernel, window: WindowShape) -> None:
+    """Weights come from torch's current seed."""
+    twins = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            twins.append(list(kernel.build(window).parameters()))
+    a, b, other = twins
+    require(a, "the network has no parameters")
+    same = all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+    require(same, "two networks of one seed differ")
+    same = all(torch.equal(p, q) for p, q in zip(a, other, strict=True))
+    require(not same, "networks of two seeds are the same")
+
+
+def _time(kernel: Kernel, window: WindowShape) -> None:
+    """The output depends on the diffusion time, and on all of the window."""
+    network = _network(kernel, window)
+    x, t = _inputs(window)
+    require(not torch.equal(network(x, t), network(x, 1 - t)), "it is the same at another time")
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(network(x, t).square().sum(), x)
+    require(bool((gradient.flatten(2) != 0).any(-1).all()), "some states of a window have no part")
+
+
+def _gradients(kernel: Kernel, window: WindowShape) -> None:
+    """The gradient of a loss reaches every parameter."""
+    network = _network(kernel, window)
+    network(*_inputs(window)).square().sum().backward()
+    lost = [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not bool(p.grad.isfinite().all()) or not bool(p.grad.any())
+    ]
+    require(not lost, f"it is missing, zero or not finite for {lost}")
+
+
+def _rows(kernel: Kernel, window: WindowShape) -> None:
+    """A row's result does not depend on the other rows of the batch, in training mode either."""
+    network, (x, t) = _network(kernel, window), _inputs(window)
+    for training in (False, True):
+        network.train(training)
+        with torch.no_grad():
+            together, alone = network(x, t), network(x[1:2], t[1:2])
+        require_close(alone, together[1:2], "row 1 alone", rtol=1e-6, atol=1e-8)
+
+
+def _state_dict(kernel: Kernel, window: WindowShape) -> None:
+    """The weights survive a safetensors file, and with them the outputs."""
+    network, twin = _network(kernel, window), kernel.build(window).double().eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
+        twin.load_state_dict(load_file(path))
+    with torch.no_grad():
+        same = torch.equal(network(*_inputs(window)), twin(*_inputs(window)))
+    require(same, "a network with loaded weights gives other values")
+
+
+PROMISES = (_shape, _seed, _time, _gradients, _rows, _state_dict)
+
+#: Checked where no window is given.
+DEFAULT_WINDOW = WindowShape(window=5, variables=3)
+
+
+def check_kernel(kernel: Kernel, *windows: WindowShape) -> None:
+    """Check what every kernel promises.
+
+    Args:
+        kernel: The kernel.
+        windows: Window shapes that it is made for; a window of 5 states of 3 variables if none.
+
+    Raises:
+        AssertionError: A promise is broken; says which, and how.
+    """
+    for window in windows or (DEFAULT_WINDOW,):
+        keep(PROMISES, kernel, window)

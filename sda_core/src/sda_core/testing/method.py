@@ -1,0 +1,97 @@
+"""What every method promises."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from sda_core.method import Method, Toolbox
+from sda_core.sampler import DDPM
+from sda_core.testing.chain import GaussianProblem, gaussian_problem
+from sda_core.testing.gaussian import ExactGuidance
+from sda_core.testing.promises import keep, require, require_close
+
+
+@functools.cache
+def _problem() -> GaussianProblem:
+    return gaussian_problem(length=6)
+
+
+def _assimilate(method: Method, members: int, seed: int, toolbox: Toolbox | None = None) -> Tensor:
+    problem = _problem()
+    tools = toolbox or Toolbox()
+    if method.needs_model:
+        tools = Toolbox(
+            model=problem.model,
+            sampler=DDPM(steps=96, grid="log-snr"),
+            guidance=ExactGuidance(),
+            on_step=tools.on_step,
+        )
+    return method.assimilate(problem.problem, members, seed, tools)
+
+
+def _shape(method: Method, tolerance: float) -> None:
+    r"""An ensemble (M, L, C, \*S) comes out, finite, on the CPU, without a graph."""
+    ensemble, shape = _assimilate(method, 3, 0), (3, *_problem().problem.shape)
+    require(ensemble.shape == shape, f"{tuple(ensemble.shape)} instead of {shape}")
+    require(bool(ensemble.isfinite().all()), "it is not finite")
+    require(ensemble.device.type == "cpu" and not ensemble.requires_grad, "it is not")
+    require(not torch.equal(ensemble[0], ensemble[1]), "two members are the same")
+
+
+def _seed(method: Method, tolerance: float) -> None:
+    """The seed is all the randomness there is."""
+    state = torch.get_rng_state()
+    first, second, other = (_assimilate(method, 3, seed) for seed in (1, 1, 2))
+    require(torch.equal(first, second), "one seed gives two ensembles")
+    require(torch.equal(torch.get_rng_state(), state), "it drew from torch's global state")
+    require(not torch.equal(first, other), "two seeds give the same ensemble")
+
+
+def _members(method: Method, tolerance: float) -> None:
+    """A member does not depend on how many are drawn."""
+    many, few = _assimilate(method, 5, 0), _assimilate(method, 2, 0)
+    require_close(few, many[:2], "the first 2 of 5 members", rtol=1e-4, atol=1e-4)
+
+
+def _progress(method: Method, tolerance: float) -> None:
+    """on_step hears (steps done, number of steps), rising to the end."""
+    heard: list[tuple[int, int]] = []
+    _assimilate(method, 3, 0, Toolbox(on_step=lambda i, n: heard.append((i, n))))
+    require(heard, "it heard nothing")
+    done = [i / n for i, n in heard]
+    require(done == sorted(done) and done[-1] == 1, f"it heard {heard}")
+
+
+def _smoother(method: Method, tolerance: float) -> None:
+    """Mean and spread are those of the exact (RTS) smoother, up to the declared tolerance."""
+    problem, members = _problem(), 1024
+    ensemble = _assimilate(method, members, 0).double()
+    error = ((ensemble.mean(0) - problem.mean) / problem.std).abs().max()
+    require(float(error) < tolerance, f"a mean is {float(error):.3f} std off, {tolerance} allowed")
+    error = (ensemble.std(0) / problem.std - 1).abs().max()
+    require(float(error) < tolerance, f"a std is {float(error):.1%} off, {tolerance:.0%} allowed")
+
+
+PROMISES = (_shape, _seed, _members, _progress, _smoother)
+
+#: Allowed error of mean and std, in units of the std, with 1,024 members.
+DEFAULT_TOLERANCE = 0.15
+
+
+def check_method(method: Method, tolerance: float = DEFAULT_TOLERANCE) -> None:
+    """Check what every method promises, on a linear-Gaussian problem.
+
+    Methods that need a model get the exact one, with exact guidance.
+
+    Args:
+        method: The method.
+        tolerance: Allowed error of the posterior's mean and standard deviation, in units of the
+            standard deviation, for 1,024 members (about 0.1 for independent ones).
+
+    Raises:
+        AssertionError: A promise is broken; says which, and how.
+    """
+    keep(PROMISES, method, tolerance)

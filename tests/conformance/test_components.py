@@ -1,0 +1,92 @@
+"""Every component that is registered keeps what its kind promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sda_core.plugins import default_manager
+from sda_core.testing import Check, checks
+
+MASK = [[True, False, True, True], [False, False, True, False]]
+MATRIX = np.random.default_rng(0).normal(size=(3, 8)).tolist()
+
+
+def speed(x: Tensor) -> Tensor:
+    """A function of each state alone."""
+    return torch.sqrt(1 + x[..., 0, :] ** 2 + x[..., 1, :] ** 2)
+
+
+def _observations() -> dict[str, list[dict]]:
+    select = {"name": "select", "variables": ["v"], "std": 0.3}
+    function = {"target": f"{__name__}:speed", "std": 0.3}
+    return {
+        "select": [
+            {"std": 0.3},
+            {"std": [0.1, 0.2, 0.3, 0.4], "every": 5, "offset": 1, "standardized": True},
+        ],
+        "mask": [{"mask": MASK, "std": 0.3}, {"mask": MASK[0], "std": 0.3}],
+        "index": [{"entries": [[0, 0, 0], [-1, 1, 3], [4, 1, 2], [4, 0, 0]], "std": 0.3}],
+        "linear": [
+            {"matrix": MATRIX, "std": 0.3},
+            {"matrix": [[1.0] * 96, [0.5] * 96], "trajectory": True, "std": [0.3, 0.1]},
+        ],
+        "function": [function, function | {"statewise": False}],
+        "compose": [
+            {
+                "parts": [{"name": "select", "every": 3, "offset": 2}, {"name": "select"}],
+                "std": 0.3,
+            },
+            {
+                "parts": [
+                    {"name": "mask", "mask": MASK},
+                    {"name": "linear", "matrix": [[1.0] * 4]},
+                ],
+                "std": 0.3,
+            },
+        ],
+        "concatenate": [{"parts": [select, {"name": "select", "every": 4, "std": 0.1}]}],
+    }
+
+
+#: Configurations to check, where the defaults are not enough.
+CASES: dict[tuple[str, str], list[dict]] = {
+    **{("observation", name): cases for name, cases in _observations().items()},
+    **{
+        ("schedule", name): [{"alpha_shape": shape} for shape in ("lin", "cos", "exp")]
+        for name in ("vp", "sub-vp", "sub-sub-vp")
+    },
+    ("schedule", "ve"): [{}, {"sigma_min": 0.01, "sigma_max": 10.0}],
+    ("sampler", "predictor-corrector"): [{}, {"corrections": 1, "tau": 0.03}],
+    ("sampler", "ddim"): [
+        {},
+        {"eta": 0.5, "grid": "log-snr", "steps": 128},
+        {"denoise_final": False},
+    ],
+    ("sampler", "ddpm"): [{"steps": 192, "grid": grid} for grid in ("time", "log-snr", "rho")],
+    ("guidance", "gaussian"): [{}, {"detach": True}],
+    ("method", "particle-filter"): [{"burn_in": 64}],
+    ("kernel", "mlp"): [{"width": 16, "depth": 2}, {"activation": "ReLU"}],
+    ("kernel", "transformer"): [{"width": 16, "heads": 2, "blocks": 2}],
+}
+
+
+def _all() -> list:
+    found = []
+    for component in default_manager().components():
+        for i, fields in enumerate(CASES.get((component.kind, component.name), [{}])):
+            for check in checks(component.kind, component.name, fields):
+                found.append(pytest.param(check, id=f"{check}-{i}" if i else str(check)))
+    return found
+
+
+@pytest.mark.parametrize("check", _all())
+def test_component(check: Check) -> None:
+    check()
+
+
+def test_every_case_is_of_a_component_that_is_there() -> None:
+    there = {(c.kind, c.name) for c in default_manager().components()}
+    assert set(CASES) <= there
