@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -14,13 +15,16 @@ from typing import Any
 import pytest
 import torch
 
+from sda_core import init, load_experiment
 from sda_core.denoiser import Denoiser
 from sda_core.errors import ConfigError
 from sda_core.guidance import GaussianLikelihood
 from sda_core.kernel import WindowShape
+from sda_core.plugins import PluginManager
 from sda_core.random import MemberNoise
 from sda_core.schedule import VE, Schedule
 from sda_core.system import SystemSpec, trajectory
+from sda_core.testing import check_component
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -92,6 +96,7 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """The blocks of a page run one after another, in one folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # small work is slower on several threads
     names: dict[str, object] = {"__name__": "__main__"}
     for language, code in RUNNABLE.findall(page.read_text()):
         if language == "bash":
@@ -117,8 +122,6 @@ def test_every_runnable_block_is_found() -> None:
 def test_error_in_getting_started_is_the_real_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sda_core import init, load_experiment
-
     monkeypatch.chdir(tmp_path)
     init("lorenz63-quick", "mine.toml")
     with pytest.raises(ConfigError) as caught:
@@ -134,6 +137,7 @@ def test_citations_exist() -> None:
 
 
 COMPONENTS = EXAMPLES / "components"
+TINY = tuple(f"--set=data.{size}" for size in ("trajectories=4", "length=5", "burn_in=0"))
 
 
 @pytest.fixture
@@ -165,6 +169,31 @@ class Normal(Denoiser):
         return alpha * self.variance / (alpha**2 * self.variance + sigma**2) * x_t
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "fields"),
+    [
+        ("system", "ornstein-uhlenbeck", {}),
+        ("kernel", "linear", {}),
+        ("sampler", "heun", {}),
+        ("guidance", "bounded", {}),
+        ("observation", "magnitude", {"variables": ["u", "v"], "std": 0.5}),
+    ],
+)
+def test_examples_conform(examples: Any, kind: str, name: str, fields: dict[str, Any]) -> None:
+    check_component(kind, name, fields, manager=examples.manager())
+
+
+def test_experiment_of_the_tutorial_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES / "double-pendulum" / "src"))
+    plugin = importlib.import_module("sda_double_pendulum.plugin")
+    manager = PluginManager(plugins={"sda-double-pendulum": plugin})
+    file = EXAMPLES / "double-pendulum" / "experiment.toml"
+    experiment = load_experiment(file, manager=manager)
+    assert experiment.observation is not None
+    length = experiment.assimilate.length
+    assert experiment.observation.bind(experiment.system.spec, length).shape == (11, 1)
+
+
 def test_sde_has_its_stationary_variance(examples: Any) -> None:
     system = examples.manager().get("system", "ornstein-uhlenbeck")(rate=2.0, noise=3.0)
     generator = torch.Generator().manual_seed(0)
@@ -175,15 +204,11 @@ def test_sde_has_its_stationary_variance(examples: Any) -> None:
     assert x.var().item() == pytest.approx(expected, rel=0.05)
 
 
-def test_kernel_keeps_the_shape_of_windows(examples: Any) -> None:
-    network = (
-        examples.manager()
-        .get("kernel", "linear")()
-        .build(WindowShape(window=5, variables=2, grid=(4,)))
-    )
-    x = torch.randn(3, 5, 2, 4)
-    out = network(x, torch.rand(3))
-    assert out.shape == x.shape
+def test_kernel_is_linear(examples: Any) -> None:
+    window = WindowShape(window=5, variables=2, grid=(4,))
+    kernel = examples.manager().get("kernel", "linear")()
+    network = kernel.build(window)
+    x = torch.randn(3, *window.shape)
     torch.testing.assert_close(network(2 * x, torch.zeros(3)), 2 * network(x, torch.zeros(3)))
 
 
@@ -231,15 +256,13 @@ def test_observation_gives_the_norm(examples: Any) -> None:
 def test_examples_are_picked_by_name(examples: Any) -> None:
     listed = examples.sda("list", "sampler")
     assert "heun" in listed.stdout
-    arguments = ("--set=data.trajectories=4", "--set=data.length=5", "--set=system.rate=2")
-    done = examples.sda("simulate", "ornstein-uhlenbeck", *arguments)
+    done = examples.sda("simulate", "ornstein-uhlenbeck", *TINY, "--set=system.rate=2")
     assert done.returncode == 0, done.stderr
     assert (examples.path / "runs" / "ornstein-uhlenbeck" / "data" / "train.h5").is_file()
 
 
 def test_journal_is_kept_and_shown(site: Any) -> None:
     site.add("sda-journal", (EXAMPLES / "journal" / "plugin.py").read_text())
-    arguments = ("--set=data.trajectories=4", "--set=data.length=5", "--dir=run")
-    assert site.sda("simulate", "lorenz63", *arguments).returncode == 0
+    assert site.sda("simulate", "lorenz63", *TINY, "--dir=run").returncode == 0
     shown = site.sda("journal", "run")
     assert re.fullmatch(r"simulate took [\d.]+ s\n", shown.stdout), shown.stderr

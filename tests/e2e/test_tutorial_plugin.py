@@ -54,6 +54,7 @@ PIP = ("--quiet", "--no-deps", "--no-index", "--disable-pip-version-check")
 def run(*command: str, cwd: Path | None = None) -> str:
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "SDA_DEBUG")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    environment["OMP_NUM_THREADS"] = "1"  # small work is slower on several threads
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )

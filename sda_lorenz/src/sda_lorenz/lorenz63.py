@@ -26,7 +26,7 @@ class Lorenz63(ODESystem):
     Good values: sigma = 10, rho = 28, beta = 8/3 (Lorenz's own) give the chaotic butterfly, with a
     largest Lyapunov exponent of about 0.906 and turns of about 0.75 time units. Below rho = 24.06
     trajectories may settle on a fixed point. RK4 with dt = 0.025 and one sub-step has an error per
-    step of about 1e-4.
+    step of 5e-5 in the median and 6e-4 in the root mean square.
     """
 
     sigma: float = option(default=10.0, check=positive, help="Prandtl number")
@@ -69,7 +69,7 @@ class NoisyLorenz63(Lorenz63):
     p(x_i | x_i-1) = N(RK4(x_i-1), noise^2 dt I).
 
     Good values: noise = 1 (the SDA paper's), that is a standard deviation of sqrt(dt) = 0.158 per
-    step of 0.025; the exact log-density of a transition then averages 1.27.
+    step of 0.025; the exact log-density of a transition then averages 1.28.
     """
 
     noise: float = option(default=1.0, check=positive, help="noise amplitude, per square root of time")

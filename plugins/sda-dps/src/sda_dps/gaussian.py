@@ -25,7 +25,9 @@ class GaussianGuidance(Guidance):
     The term gamma (sigma / alpha)^2 stands for the uncertainty of x0. With ``detach`` the gradient
     does not go through the network: about a third of the cost, less accurate.
 
-    Good values: gamma = 0.03 for Lorenz-63 and 0.01 for Kolmogorov flow (the paper's).
+    Good values: gamma = 0.03 for Lorenz-63 and 0.01 for Kolmogorov flow (the paper's). These are
+    for observations in standardized units: the term is in the squared units of A(x), so for a
+    variable observed in physical units multiply gamma by its squared standardization.
     """
 
     exact_for_gaussian: ClassVar[bool] = False

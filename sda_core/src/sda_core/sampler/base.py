@@ -40,7 +40,9 @@ class Sampler(ABC):
     order: ClassVar[int]
 
     steps: int = option(default=64, check=at_least(2), help="number of steps")
-    grid: Literal["time", "log-snr", "rho"] = option(default="time", help="what the steps are uniform in")
+    grid: Literal["time", "log-snr", "rho"] = option(
+        default="time", help="what the steps are uniform in"
+    )
     rho: float = option(default=7.0, check=at_least(1), help="exponent of the rho grid")
     denoise_final: bool = option(
         default=True,

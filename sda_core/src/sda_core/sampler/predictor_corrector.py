@@ -29,12 +29,19 @@ class PredictorCorrector(Sampler):
 
     A Langevin step is x <- x - sigma_s (delta eps + sqrt(2 delta) z) with delta = tau / mean(eps^2),
     the mean taken per member.
+
+    Good values: tau from 0.1 to 1 for trajectories of hundreds of values and more. In few dimensions
+    the mean fluctuates, and with it the step, which widens the samples: a Gaussian's variance comes
+    out 13 to 30 % too large in 6 dimensions, 1 to 4 % in 32, and less than 1 % in 96 (256 steps,
+    tau from 0.03 to 0.25).
     """
 
     order: ClassVar[int] = 1
 
     steps: int = option(default=256, help="number of predictor steps")
-    denoise_final: bool = option(default=False, help="denoise at the end; the original code does not")
+    denoise_final: bool = option(
+        default=False, help="denoise at the end; the original code does not"
+    )
     corrections: int = option(default=0, check=non_negative, help="Langevin corrections per step")
     tau: float = option(default=1.0, check=positive, help="amplitude of Langevin steps")
 

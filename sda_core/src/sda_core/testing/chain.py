@@ -157,6 +157,13 @@ class GaussianProblem:
         )
 
 
+def _standardized(spec: SystemSpec, mean: Tensor, variance: Tensor) -> SystemSpec:
+    r"""A spec with the standardization of trajectories with these moments, (L, C, \*S)."""
+    mean, variance = mean.transpose(0, 1).flatten(1), variance.transpose(0, 1).flatten(1)
+    total = variance.mean(1) + mean.var(1, correction=0)
+    return attrs.evolve(spec, mean=mean.mean(1).tolist(), std=total.sqrt().tolist())
+
+
 def gaussian_problem(
     system: System | None = None,
     *,
@@ -171,7 +178,8 @@ def gaussian_problem(
     """Make a problem with its exact answer.
 
     Args:
-        system: A linear-Gaussian system with a standardization; None for :class:`GaussianChain`.
+        system: A linear-Gaussian system; None for :class:`GaussianChain`. Without a standardization
+            of its own it gets the one that data would give.
         length: Number L of states.
         every: Observe every n-th of them.
         variables: Which variables are observed; None for the first.
@@ -186,6 +194,8 @@ def gaussian_problem(
     spec = system.spec
     mean, covariance = linear_gaussian_moments(system, length, transitions)
     shape = (length, *spec.state_shape)
+    if spec.mean is None:
+        spec = _standardized(spec, mean.reshape(shape), covariance.diagonal().reshape(shape))
     scaling = Standardization.from_spec(spec)
     scale = 1 / affine_map(scaling.to_physical, shape)[0].diagonal()
     model = GaussianModel(

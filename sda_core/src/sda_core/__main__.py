@@ -1,0 +1,5 @@
+"""``python -m sda_core`` is ``sda``."""
+
+from sda_core.cli import main
+
+main()

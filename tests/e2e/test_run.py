@@ -1,0 +1,220 @@
+"""The main job, small: all stages through the installed plugins."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from safetensors.torch import load_file
+
+import sda_core as sda
+from sda_core.errors import CheckpointError, ConfigError, DataError
+from sda_core.plugins import default_manager, hookimpl
+from sda_core.rundir import Run
+
+SMALL = [
+    "data.trajectories=40",
+    "data.length=48",
+    "data.burn_in=8",
+    "kernel.width=16",
+    "kernel.blocks=1",
+    "model.window=9",
+    "model.stride=4",
+    "train.epochs=4",
+    "train.batch_size=16",
+    "train.validate_every=2",
+    "sampler.steps=6",
+    "sampler.corrections=0",
+    "guidance.gamma=1.0",
+    "sample.members=3",
+    "assimilate.members=6",
+    "assimilate.length=17",
+    "evaluate.reference.particles=64",
+]
+
+
+def small(*changes: str) -> sda.Experiment:
+    return sda.load_experiment("lorenz63-quick", [*SMALL, *changes])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run")
+    sda.run(small(), directory, progress=False)
+    return directory
+
+
+class Recorder:
+    """A plugin that writes down what happens."""
+
+    sda_interface = 1
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.epochs: list[int] = []
+        self.checkpoints: list[Path] = []
+        self.steps = 0
+
+    @hookimpl
+    def sda_run_finished(self, summary):
+        self.stages.append(summary["stage"])
+
+    @hookimpl
+    def sda_epoch_ended(self, metrics):
+        self.epochs.append(metrics["epoch"])
+
+    @hookimpl
+    def sda_checkpoint_written(self, path):
+        assert path.is_file()
+        self.checkpoints.append(path)
+
+    @hookimpl
+    def sda_sampling_step(self, step, num_steps):
+        assert 1 <= step <= num_steps
+        self.steps += 1
+
+
+@pytest.fixture(scope="module")
+def registered() -> Recorder:
+    plugin = Recorder()
+    default_manager().register(plugin, "recorder")
+    return plugin
+
+
+@pytest.fixture
+def recorder(registered: Recorder) -> Recorder:
+    registered.__init__()
+    return registered
+
+
+def test_everything_is_there_and_labelled(finished: Path):
+    for name in ("config.toml", "provenance.json", "metrics.jsonl", "report.html"):
+        assert (finished / name).stat().st_size > 0
+    for name in ("posterior", "members", "observations", "learning-curve"):
+        assert (finished / "figures" / f"{name}.png").stat().st_size > 5_000
+    with xr.open_dataarray(finished / "posterior.nc") as posterior:
+        assert posterior.dims == ("member", "time", "variable")
+        assert posterior.shape == (6, 17, 3)
+        np.testing.assert_allclose(posterior.time, 0.025 * np.arange(17))
+        assert list(posterior["variable"].values) == ["x", "y", "z"]
+        assert np.isfinite(posterior).all()
+    with xr.open_dataset(finished / "observations.nc") as observations:
+        assert observations.y.shape == (3, 1)
+        assert observations.time_index.values.flatten().tolist() == [0, 8, 16]
+        # Drawn from the truth, on the standardized scale, with a std of 0.05.
+        misfit = observations.y.values[:, 0] - observations.truth.values[::8, 0] / 8
+        assert 0 < np.abs(misfit).max() < 0.3
+    scores = json.loads((finished / "metrics.json").read_text())
+    assert set(scores) == {"posterior", "reference"}
+    for values in scores.values():
+        assert {"log_prior", "log_likelihood", "wasserstein1", "crps", "coverage_90"} <= set(values)
+
+
+def test_what_is_done_is_skipped_and_what_changed_is_not(finished: Path, recorder: Recorder):
+    before = (finished / "model" / "model.safetensors").stat().st_mtime_ns
+    sda.run(small(), finished, progress=False)
+    assert recorder.stages == []
+    changed = "observation.every=4"
+    sda.run(small(changed), finished, progress=False)
+    assert recorder.stages == ["assimilate", "evaluate"]
+    assert recorder.steps > 0
+    assert (finished / "model" / "model.safetensors").stat().st_mtime_ns == before
+    # Another stride composes the same model differently: sampled again, not trained again.
+    recorder.stages.clear()
+    sda.run(small(changed, "model.stride=8"), finished, progress=False)
+    assert recorder.stages == ["sample", "assimilate", "evaluate"]
+    sda.run(small(), finished, progress=False)
+
+
+def test_a_run_directory_is_an_experiment(finished: Path, recorder: Recorder):
+    sda.run(sda.load_experiment(finished), finished, progress=False)
+    assert recorder.stages == []
+
+
+def test_what_is_dear_is_not_overwritten(finished: Path):
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        sda.train(small("train.learning_rate=0.1"), finished, progress=False)
+    with pytest.raises(DataError, match=r"system\.rho \(28\.0 there, 30\.0 asked for\)"):
+        sda.simulate(small("system.rho=30"), finished, progress=False)
+
+
+def test_members_do_not_depend_on_their_batch(finished: Path, tmp_path: Path):
+    (tmp_path / "data").symlink_to(finished / "data")
+    (tmp_path / "model").symlink_to(finished / "model")
+    one = sda.assimilate(small("method.batch_size=4"), tmp_path, progress=False)
+    two = sda.assimilate(small("method.batch_size=6"), tmp_path, progress=False)
+    np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-3)
+
+
+def test_life_cycle_hooks(tmp_path: Path, recorder: Recorder):
+    experiment = small("train.checkpoint_every=2")
+    sda.simulate(experiment, tmp_path, progress=False)
+    sda.train(experiment, tmp_path, progress=False)
+    assert recorder.stages == ["simulate", "train"]
+    assert recorder.epochs == [1, 2, 3, 4]
+    assert recorder.checkpoints == [Run(experiment, tmp_path).checkpoint] * 2
+
+
+def test_missing_pieces_are_named(tmp_path: Path):
+    system_only = sda.load_experiment("noisy-lorenz63")
+    with pytest.raises(ConfigError, match=r"no \[kernel\] table, which training needs"):
+        sda.train(system_only, tmp_path)
+    with pytest.raises(ConfigError, match="run `sda simulate` first"):
+        sda.train(small(), tmp_path)
+    sda.simulate(small(), tmp_path, progress=False)
+    with pytest.raises(DataError, match="run `sda assimilate` first"):
+        sda.evaluate(small(), tmp_path)
+    with pytest.raises(CheckpointError, match="train first"):
+        sda.assimilate(small(), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("assimilate.trajectory=99", "the test split has 4 trajectories: choose 0 to 3"),
+        ("assimilate.length=49", "have 48 states"),
+        ("observation.variables=['q']", r"there is no variable 'q'.*\['x', 'y', 'z'\]"),
+    ],
+)
+def test_impossible_problems(finished: Path, change: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        sda.assimilate(small(change), finished, progress=False)
+
+
+def test_unknown_experiment_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'lorenz63-quick'"):
+        sda.load_experiment("lorenz63-quik")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_training_stopped_or_killed_goes_on_bit_for_bit(tmp_path: Path, number: signal.Signals):
+    changes = ["train.epochs=20", "train.checkpoint_every=1", "train.validate_every=20"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    experiment = small(*changes)
+    for directory in (whole, broken):
+        sda.simulate(experiment, directory, progress=False)
+    options = [option for change in [*SMALL, *changes] for option in ("--set", change)]
+    command = [sys.executable, "-m", "sda_core", "train", "lorenz63-quick", "-q", *options]
+    process = subprocess.Popen([*command, "--dir", str(broken)], stderr=subprocess.PIPE, text=True)
+    checkpoint = Run(experiment, broken).checkpoint
+    while not checkpoint.is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate()
+    if number == signal.SIGTERM:
+        assert process.returncode == 130
+        assert "the same command goes on from there" in stderr
+    assert not (broken / "model").exists()
+    sda.train(experiment, broken, progress=False)
+    sda.train(experiment, whole, progress=False)
+    a = load_file(whole / "model" / "model.safetensors")
+    b = load_file(broken / "model" / "model.safetensors")
+    assert all((a[k] == b[k]).all() for k in a)
