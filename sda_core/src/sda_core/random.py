@@ -12,7 +12,8 @@ from torch import Generator, Tensor
 
 def seeded_generator(*key: int) -> Generator:
     """A generator seeded by a sequence of non-negative integers, each of which counts."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    # As spawn_key rather than entropy, where (1,) and (1, 0) would be the same.
+    state = np.random.SeedSequence(key[0], spawn_key=key[1:]).generate_state(1, np.uint64)
     return Generator().manual_seed(int(state[0]))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -51,7 +52,7 @@ class Sampler(ABC):
     )
 
     def times(self, schedule: Schedule) -> Tensor:
-        """The grid, float64, from 1 to 0: ``steps`` points if the last step denoises, else one more."""
+        """The grid, float64, from 1 to 0: ``steps`` points, one more without ``denoise_final``."""
         n = self.steps + (not self.denoise_final)
         u = torch.linspace(0, 1, n, dtype=torch.float64)
         if self.grid == "time":
@@ -88,9 +89,8 @@ class Sampler(ABC):
         z = noise.normal(shape)
         times = self.times(schedule).to(z)
         x = schedule.sigma(times[0]) * z
-        pairs = list(zip(times[:-1], times[1:], strict=True))
         with torch.no_grad():
-            for i, (t, s) in enumerate(pairs):
+            for i, (t, s) in enumerate(pairwise(times)):
                 x = self.step(denoiser, x, t, s, noise)
                 if on_step:
                     on_step(i + 1, self.steps)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sda_core.config import component, non_negative, option, positive
+from sda_core.config import at_least, component, non_negative, option, positive
 from sda_core.denoiser.base import Denoiser
 from sda_core.random import Noise
 from sda_core.sampler.base import Sampler
@@ -27,18 +27,19 @@ from sda_core.sampler.ddim import ddim_step
 class PredictorCorrector(Sampler):
     r"""A DDIM step from t to s, then ``corrections`` Langevin steps at s.
 
-    A Langevin step is x <- x - sigma_s (delta eps + sqrt(2 delta) z) with delta = tau / mean(eps^2),
-    the mean taken per member.
+    A Langevin step is x <- x - sigma_s (delta eps + sqrt(2 delta) z), where delta is
+    tau / mean(eps^2), the mean taken per member.
 
-    Good values: tau from 0.1 to 1 for trajectories of hundreds of values and more. In few dimensions
-    the mean fluctuates, and with it the step, which widens the samples: a Gaussian's variance comes
-    out 13 to 30 % too large in 6 dimensions, 1 to 4 % in 32, and less than 1 % in 96 (256 steps,
-    tau from 0.03 to 0.25).
+    Good values: tau from 0.1 to 1 for trajectories of hundreds of values and more. Langevin steps
+    of finite size widen the samples, however many steps there are, and more so in few dimensions,
+    where the mean fluctuates and the step with it: for a linear chain with exact score, variances
+    come out 13 to 30 % too large in 6 dimensions, 1 to 4 % in 32, and less than 1 % in 96 (256
+    steps, one correction, tau from 0.03 to 0.25).
     """
 
     order: ClassVar[int] = 1
 
-    steps: int = option(default=256, help="number of predictor steps")
+    steps: int = option(default=256, check=at_least(1), help="number of predictor steps")
     denoise_final: bool = option(
         default=False, help="denoise at the end; the original code does not"
     )

@@ -22,7 +22,7 @@ from sda_core.training.config import TrainConfig
 TensorList = tuple[Tensor, ...] | list[Tensor]
 
 #: Streams of random numbers, so that none depends on how many another has used.
-_DATA, _LOSS, _VALID = 1, 2, 3
+_DATA, _LOSS, _VALID, _KERNEL = 1, 2, 3, 4
 
 
 @attrs.frozen(kw_only=True)
@@ -129,19 +129,24 @@ class Trainer:
         self.denoiser.train()
         total, batches = torch.zeros((), device=device), 0
         rate = 0.0
-        for batch in self._batches(self.train, seeded_generator(self.seed, _DATA, self.epoch)):
-            loss = self.denoiser.loss(batch.to(device), draws, self.weights)
-            loss.backward()
-            if self.config.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip_norm)
-            rate = float(self.scheduler.get_last_lr()[0])
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.scheduler.step()
-            if self.ema is not None:
-                self.ema.update_parameters(self.denoiser)
-            total += loss.detach()
-            batches += 1
+        with torch.random.fork_rng():
+            # For kernels that draw random numbers of their own, such as dropout.
+            torch.manual_seed(seeded_generator(self.seed, _KERNEL, self.epoch).initial_seed())
+            for batch in self._batches(self.train, seeded_generator(self.seed, _DATA, self.epoch)):
+                loss = self.denoiser.loss(batch.to(device), draws, self.weights)
+                loss.backward()
+                if self.config.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(
+                        self.denoiser.parameters(), self.config.clip_norm
+                    )
+                rate = float(self.scheduler.get_last_lr()[0])
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.scheduler.step()
+                if self.ema is not None:
+                    self.ema.update_parameters(self.denoiser)
+                total += loss.detach()
+                batches += 1
         self.epoch += 1
         self.step += batches
         seconds = time.perf_counter() - started

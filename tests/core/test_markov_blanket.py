@@ -1,0 +1,158 @@
+"""Markov-blanket composition."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser, fold_weights, window_starts
+from sda_core.errors import ConfigError, ShapeError
+from sda_core.schedule import VP
+from sda_core.testing import GaussianDenoiser, gaussian_problem, linear_gaussian_moments
+
+
+class Window(Denoiser):
+    """Mixes times and variables within its window, each row on its own."""
+
+    def __init__(self, window) -> None:
+        super().__init__(VP())
+        random = torch.Generator().manual_seed(0)
+        self.mix = torch.randn(window, window, generator=random, dtype=torch.float64)
+        self.sizes = []
+
+    def forward(self, x_t, t):
+        self.sizes.append(len(x_t))
+        t = t.expand(len(x_t)).reshape(-1, *(1,) * (x_t.ndim - 1))
+        return torch.einsum("ij,bj...->bi...", self.mix, x_t + t).tanh() + 0.1 * x_t.sum(2, True)
+
+
+def _x(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def _paper_fold(windows: torch.Tensor) -> torch.Tensor:
+    """Algorithm 2: the first half of the first window, all centres, the last half of the last."""
+    k = windows.shape[1] // 2
+    return torch.cat((windows[0, :k], windows[:, k], windows[-1, k + 1 :]))
+
+
+@st.composite
+def sizes(draw):
+    window = draw(st.integers(1, 12))
+    length = draw(st.integers(window, 40))
+    stride = draw(st.integers(1, window))
+    return length, window, stride
+
+
+@given(sizes())
+def test_windows_cover_the_trajectory(size) -> None:
+    length, window, stride = size
+    starts = window_starts(length, window, stride)
+    assert starts[0] == 0
+    assert starts[-1] == length - window
+    gaps = [b - a for a, b in pairwise(starts)]
+    assert all(0 < gap <= stride for gap in gaps)
+    assert {s + j for s in starts for j in range(window)} == set(range(length))
+
+
+@given(sizes(), st.sampled_from(["center", "average"]))
+def test_weights_sum_to_one_at_each_time(size, fold) -> None:
+    length, window, stride = size
+    weights = fold_weights(length, window, stride, fold)
+    total, most = torch.zeros(length, dtype=torch.float64), [0] * length
+    for start, row in zip(window_starts(length, window, stride), weights, strict=True):
+        total[start : start + window] += row
+        for j in range(window):
+            most[start + j] = max(most[start + j], min(j, window - 1 - j))
+    torch.testing.assert_close(total, torch.ones(length, dtype=torch.float64))
+    assert (weights >= 0).all()
+    if fold == "center":
+        assert ((weights == 0) | (weights == 1)).all()
+        for start, row in zip(window_starts(length, window, stride), weights, strict=True):
+            for j in row.nonzero().flatten().tolist():
+                assert min(j, window - 1 - j) == most[start + j]
+
+
+@given(sizes(), st.sampled_from(["center", "average"]), st.integers(1, 7))
+def test_composition(size, fold, chunk) -> None:
+    """Time by time, as the weights say; whatever the chunk size."""
+    length, window, stride = size
+    inner = Window(window)
+    x, t = _x(2, length, 2), torch.tensor([0.2, 0.6], dtype=torch.float64)
+    composed = MarkovBlanketDenoiser(inner, window, stride, fold)
+    out = composed(x, t)
+    expected = torch.zeros_like(x)
+    weights = fold_weights(length, window, stride, fold)
+    for start, row in zip(window_starts(length, window, stride), weights, strict=True):
+        part = inner(x[:, start : start + window], t)
+        expected[:, start : start + window] += row[:, None] * part
+    torch.testing.assert_close(out, expected)
+    inner.sizes.clear()
+    chunked = MarkovBlanketDenoiser(inner, window, stride, fold, chunk_size=chunk)(x, t)
+    torch.testing.assert_close(chunked, out)
+    assert max(inner.sizes) <= chunk
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 9])
+@pytest.mark.parametrize("grid", [(), (4,)])
+def test_stride_1_is_the_fold_of_the_paper(window, grid) -> None:
+    inner = Window(window)
+    x, t = _x(3, 9, 2, *grid), torch.tensor(0.3, dtype=torch.float64)
+    out = MarkovBlanketDenoiser(inner, window)(x, t)
+    for member, result in zip(x, out, strict=True):
+        windows = torch.stack([member[i : i + window] for i in range(9 - window + 1)])
+        torch.testing.assert_close(result, _paper_fold(inner(windows, t)))
+
+
+@pytest.mark.parametrize("fold", ["center", "average"])
+@pytest.mark.parametrize("stride", [1, 4, 7])
+def test_one_window_is_no_approximation(stride, fold) -> None:
+    inner = Window(7)
+    x, t = _x(3, 7, 2), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    torch.testing.assert_close(MarkovBlanketDenoiser(inner, 7, stride, fold)(x, t), inner(x, t))
+
+
+def test_members_do_not_depend_on_each_other() -> None:
+    composed = MarkovBlanketDenoiser(Window(5), 5, 2, chunk_size=4)
+    x, t = _x(4, 12, 2), torch.tensor([0.1, 0.3, 0.5, 0.9], dtype=torch.float64)
+    together = composed(x, t)
+    for i in range(4):
+        torch.testing.assert_close(composed(x[i : i + 1], t[i : i + 1]), together[i : i + 1])
+
+
+def test_it_is_differentiable() -> None:
+    x = _x(1, 9, 2).requires_grad_()
+    composed = MarkovBlanketDenoiser(Window(5), 5, 2)
+    t = torch.tensor(0.3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: composed(x, t), x)
+
+
+def test_wider_windows_are_closer_to_the_truth() -> None:
+    """For a Markov chain the composed denoiser tends to the exact one as windows widen."""
+    length = 17
+    problem = gaussian_problem(length=length)
+    exact = problem.model.denoiser
+    x = _x(8, length, 2)
+    t = torch.tensor(0.4, dtype=torch.float64)
+    errors = []
+    for window in (3, 7, 11, 17):
+        mean, covariance = exact.mean[:window], exact.covariance[: 2 * window, : 2 * window]
+        composed = MarkovBlanketDenoiser(GaussianDenoiser(mean, covariance, VP()), window)
+        errors.append(float((composed(x, t) - exact(x, t)).square().mean().sqrt()))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[-1] < 1e-12
+    # The chain is stationary, so that windows have one distribution wherever they lie.
+    mean, covariance = linear_gaussian_moments(problem.problem.system, length)
+    torch.testing.assert_close(covariance[:6, :6], covariance[-6:, -6:])
+
+
+def test_errors() -> None:
+    with pytest.raises(ShapeError, match=r"4 states is shorter than the kernel's window of 5"):
+        window_starts(4, 5, 1)
+    for stride in (0, 6):
+        with pytest.raises(ConfigError, match=f"stride = {stride} must lie between 1 and the win"):
+            window_starts(10, 5, stride)

@@ -1,0 +1,227 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sda_core.config import structure
+from sda_core.data import TrajectoryStore, WindowDataset
+from sda_core.denoiser import WindowDenoiser
+from sda_core.errors import CheckpointError, ConfigError
+from sda_core.schedule import VE
+from sda_core.training import TrainConfig, Trainer, load_checkpoint, save_checkpoint
+
+from .data_systems import Swing, make
+
+WINDOW = 3
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory):
+    path = make(Swing(), tmp_path_factory.mktemp("data"), trajectories=40)
+    return [
+        WindowDataset(TrajectoryStore(path / f"{split}.h5"), WINDOW) for split in ("train", "valid")
+    ]
+
+
+class Network(nn.Module):
+    def __init__(self, dropout) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * WINDOW + 1, 32), nn.SiLU(), nn.Dropout(dropout), nn.Linear(32, 2 * WINDOW)
+        )
+
+    def forward(self, x, t):
+        return self.layers(torch.cat((x.flatten(1), t[:, None]), 1)).reshape(x.shape)
+
+
+def _trainer(windows, seed=0, dropout=0.0, **settings) -> Trainer:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        denoiser = WindowDenoiser(Network(dropout), VE(), WINDOW, "edm")
+    settings = {"epochs": 6, "batch_size": 8, "validate_every": 2} | settings
+    return Trainer(denoiser, *windows, TrainConfig(**settings), seed)
+
+
+def _same(a: Trainer, b: Trainer) -> bool:
+    tensors = [trainer.state_dict()[0] for trainer in (a, b)]
+    assert tensors[0].keys() == tensors[1].keys()
+    return all(torch.equal(x, tensors[1][key]) for key, x in tensors[0].items())
+
+
+def test_loss_decreases(windows) -> None:
+    trainer = _trainer(windows, epochs=40, learning_rate=1e-2, validate_every=40)
+    before = trainer.validate()
+    metrics = list(trainer.epochs())
+    assert metrics[-1].valid_loss < 0.6 * before
+    assert sum(m.loss for m in metrics[-5:]) < 0.7 * sum(m.loss for m in metrics[:5])
+
+
+def test_metrics(windows) -> None:
+    trainer = _trainer(windows, windows_per_trajectory=2)
+    steps = trainer.steps_per_epoch
+    assert steps == math.ceil(32 * 2 / 8)
+    metrics = list(trainer.epochs())
+    assert [m.epoch for m in metrics] == list(range(1, 7))
+    assert [m.step for m in metrics] == [steps * i for i in range(1, 7)]
+    assert [m.valid_loss is not None for m in metrics] == [False, True] * 3
+    rates = [1e-3 * (1 - (m.step - 1) / (6 * steps)) for m in metrics]
+    assert [m.learning_rate for m in metrics] == pytest.approx(rates)
+    assert all(m.steps_per_second > 0 for m in metrics)
+    assert trainer.validate() == trainer.validate()
+
+
+def test_it_depends_on_its_seed_alone(windows) -> None:
+    runs = []
+    for seed, outside in ((1, 0), (1, 5), (2, 0)):
+        torch.manual_seed(outside)
+        runs.append(_trainer(windows, seed=seed, epochs=2, dropout=0.1))
+        list(runs[-1].epochs())
+        state = torch.get_rng_state()
+    assert torch.equal(state, torch.random.manual_seed(0).get_state())
+    assert _same(runs[0], runs[1])
+    assert not _same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_resuming_is_bit_for_bit_the_same(windows, tmp_path, ema, decay) -> None:
+    settings = {"ema": ema, "decay": decay, "warmup_steps": 3, "clip_norm": 0.5, "dropout": 0.2}
+    whole = _trainer(windows, **settings)
+    expected = list(whole.epochs())
+    first = _trainer(windows, **settings)
+    for metrics in first.epochs():
+        if metrics.epoch == 3:
+            break
+    save_checkpoint(tmp_path / "checkpoint", *first.state_dict(), "same")
+    second = _trainer(windows, **settings)
+    torch.manual_seed(123)
+    second.load_state_dict(*load_checkpoint(tmp_path / "checkpoint", "same"))
+    resumed = list(second.epochs())
+    for a, b in zip(expected[3:], resumed, strict=True):
+        assert (a.epoch, a.step, a.loss, a.valid_loss) == (b.epoch, b.step, b.loss, b.valid_loss)
+        assert a.learning_rate == b.learning_rate
+    assert _same(whole, second)
+
+
+def test_moving_average(windows) -> None:
+    trainer = _trainer(windows, ema=0.6, epochs=2)
+    current, steps = [], []
+    update = trainer.ema.update_parameters
+
+    def record(model) -> None:
+        current.append([p.detach().clone() for p in model.parameters()])
+        update(model)
+        steps.append([p.detach().clone() for p in trainer.best_denoiser.parameters()])
+
+    trainer.ema.update_parameters = record
+    list(trainer.epochs())
+    assert len(steps) == 8
+    average = current[0]
+    for n, (weights, seen) in enumerate(zip(current, steps, strict=True)):
+        if n:
+            decay = min(0.6, (1 + n) / (10 + n))
+            average = [decay * a + (1 - decay) * w for a, w in zip(average, weights, strict=True)]
+        for a, b in zip(average, seen, strict=True):
+            torch.testing.assert_close(a, b)
+    assert trainer.best_denoiser is not trainer.denoiser
+    assert _trainer(windows).best_denoiser is not None
+
+
+def test_validation_is_of_the_averaged_weights(windows) -> None:
+    trainer = _trainer(windows, ema=0.999, epochs=1)
+    list(trainer.epochs())
+    averaged = trainer.validate()
+    with torch.no_grad():
+        for p in trainer.denoiser.parameters():
+            p.zero_()
+    assert trainer.validate() == averaged
+
+
+@pytest.mark.parametrize(
+    ("decay", "values"),
+    [
+        ("linear", [1, 0.75, 0.5, 0.01]),
+        ("cosine", [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 + math.cos(math.pi * 0.99)) / 2]),
+        ("exponential", [1, math.exp(-7 / 16), math.exp(-7 / 4), math.exp(-7 * 0.99**2)]),
+        ("constant", [1, 1, 1, 1]),
+    ],
+)
+def test_learning_rate_decays(decay, values) -> None:
+    config = TrainConfig(decay=decay)
+    assert [config.learning_rate_at(i, 100) for i in (0, 25, 50, 99)] == pytest.approx(values)
+
+
+def test_warmup() -> None:
+    config = TrainConfig(decay="constant", warmup_steps=4)
+    rates = [config.learning_rate_at(i, 100) for i in range(6)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+
+
+def test_gradients_are_clipped(windows) -> None:
+    norms = []
+    for clip in (None, 1e-3):
+        trainer = _trainer(windows, epochs=1, clip_norm=clip)
+        step = trainer.optimizer.step
+
+        def record(step=step, trainer=trainer):
+            gradients = [p.grad.flatten() for p in trainer.denoiser.parameters()]
+            norms.append(float(torch.cat(gradients).norm()))
+            step()
+
+        trainer.optimizer.step = record
+        list(trainer.epochs())
+    assert min(norms[:4]) > 1e-2
+    assert max(norms[4:]) <= 1.001e-3
+
+
+def test_variable_weights_are_used(windows) -> None:
+    only_q = _trainer(windows, variable_weights=(1.0, 0.0), epochs=2)
+    both = _trainer(windows, epochs=2)
+    assert only_q.validate() != both.validate()
+    list(only_q.epochs())
+    last = only_q.denoiser.kernel.layers[-1].weight.grad
+    assert last is None  # gradients are freed
+    loss = only_q.denoiser.loss(
+        torch.randn(8, WINDOW, 2), torch.Generator().manual_seed(0), only_q.weights
+    )
+    loss.backward()
+    rows = only_q.denoiser.kernel.layers[-1].weight.grad.abs().sum(1).reshape(WINDOW, 2)
+    assert (rows[:, 0] > 0).all()
+    assert (rows[:, 1] == 0).all()
+
+
+def test_errors(windows, tmp_path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"variable_weights has 3 entries, but there are 2 variables \['q', 'p'\]"
+    ):
+        _trainer(windows, variable_weights=(1.0, 1.0, 1.0))
+    with pytest.raises(ConfigError, match="variable_weights: got .*allowed: 0 or greater"):
+        structure(TrainConfig, {"variable_weights": [1.0, -1.0]})
+    with pytest.raises(ConfigError, match="ema: got .*allowed: from 0 to 1"):
+        structure(TrainConfig, {"ema": 1.5})
+
+
+def test_checkpoint_errors(tmp_path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(CheckpointError, match=r"cannot be read .*delete it to train from the sta"):
+        load_checkpoint(path, "a")
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match=r"checkpoint .* cannot be read"):
+        load_checkpoint(path, "a")
+    save_checkpoint(path, {"x": torch.arange(3)}, {"epoch": 2, "step": 9}, "a")
+    tensors, counters = load_checkpoint(path, "a")
+    assert torch.equal(tensors["x"], torch.arange(3))
+    assert counters == {"epoch": 2, "step": 9}
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        load_checkpoint(path, "b")
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.arange(3)}, path, {"schema": "99"})
+    with pytest.raises(CheckpointError, match="has schema 99, and this version .* reads 1"):
+        load_checkpoint(path, "a")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
