@@ -487,3 +487,10 @@ def test_describe() -> None:
     assert types["weights"] == "table of float | none"
     assert types["layers"] == "list of int"
     assert types["output"] == "path | none"
+
+
+def test_none_takes_a_key_or_table_out():
+    data = {"sample": {"members": 3}, "evaluate": {"reference": {"name": "a"}, "b": 1}}
+    changed = apply_overrides(data, ["sample=none", "evaluate.reference=none", "absent=none"])
+    assert changed == {"evaluate": {"b": 1}}
+    assert apply_overrides({}, ['word="none"']) == {"word": "none"}

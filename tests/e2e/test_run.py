@@ -67,6 +67,10 @@ class Recorder:
         self.stages.append(summary["stage"])
 
     @hookimpl
+    def sda_diagnostics(self, stage, context):
+        return {f"things_at_hand_in_{stage}": float(len(context))}
+
+    @hookimpl
     def sda_epoch_ended(self, metrics):
         self.epochs.append(metrics["epoch"])
 
@@ -124,7 +128,10 @@ def test_what_is_done_is_skipped_and_what_changed_is_not(finished: Path, recorde
     changed = "observation.every=4"
     sda.run(small(changed), finished, progress=False)
     assert recorder.stages == ["assimilate", "evaluate"]
-    assert recorder.steps > 0
+    assert recorder.steps == 6  # of the sampler, one batch; none of the reference runs
+    stages = json.loads((finished / "provenance.json").read_text())["stages"]
+    assert stages["assimilate"]["things_at_hand_in_assimilate"] == 2
+    assert stages["evaluate"]["things_at_hand_in_evaluate"] == 3
     assert (finished / "model" / "model.safetensors").stat().st_mtime_ns == before
     # Another stride composes the same model differently: sampled again, not trained again.
     recorder.stages.clear()
@@ -143,6 +150,9 @@ def test_what_is_dear_is_not_overwritten(finished: Path):
         sda.train(small("train.learning_rate=0.1"), finished, progress=False)
     with pytest.raises(DataError, match=r"system\.rho \(28\.0 there, 30\.0 asked for\)"):
         sda.simulate(small("system.rho=30"), finished, progress=False)
+    # A refused command changes nothing, the directory's own experiment included.
+    assert sda.load_experiment(finished).system.rho == 28
+    assert sda.load_experiment(finished).train.learning_rate == 2e-3
 
 
 def test_members_do_not_depend_on_their_batch(finished: Path, tmp_path: Path):

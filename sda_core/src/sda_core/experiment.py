@@ -124,7 +124,7 @@ def _read(source: str, manager: PluginManager) -> dict[str, Any]:
         return load_toml(path)
     presets = [p.name for p in manager.presets()]
     if source in presets:
-        return load_toml(manager.preset(source).source)
+        return manager.preset(source).load()
     try:
         manager.get("system", source)
     except UnknownComponentError:

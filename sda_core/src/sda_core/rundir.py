@@ -110,25 +110,37 @@ class Run:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Do a stage: write the configuration, call the hooks, and record that it is done.
+        """Do a stage, call the hooks, and record that it is done and with what configuration.
 
         Yields:
             A dictionary for the stage's results, recorded with it.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        dump_toml(
-            unstructure(self.experiment, manager=self.manager), self.directory / "config.toml"
-        )
+        if not (self.directory / "config.toml").is_file():
+            self._write_config()  # so that a killed run can be gone on with
         self.manager.hook.sda_run_started(run=self)
         results: dict[str, Any] = {}
         started = time.perf_counter()
         yield results
         results["seconds"] = round(time.perf_counter() - started, 3)
+        self._write_config()  # not before: a stage that is refused must change nothing
         record = self.provenance() | self._environment()
         record["stages"][name] = {"fingerprint": self.fingerprint(name), **results}
         write_text(self.directory / "provenance.json", json.dumps(record, indent=2) + "\n")
         self.log({"event": name, **results})
         self.manager.hook.sda_run_finished(run=self, summary={"stage": name, **results})
+
+    def _write_config(self) -> None:
+        table = unstructure(self.experiment, manager=self.manager)
+        dump_toml(table, self.directory / "config.toml")
+
+    def diagnostics(self, stage: str, **context: Any) -> dict[str, float]:
+        """Numbers that plugins add to a stage's results, by name."""
+        numbers: dict[str, float] = {}
+        given = self.manager.hook.sda_diagnostics(run=self, stage=stage, context=context)
+        for more in given:
+            numbers |= more
+        return numbers
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append an event to ``metrics.jsonl``."""

@@ -7,6 +7,8 @@ configuration is not done again by :func:`run`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -29,6 +31,11 @@ from sda_core.random import MemberNoise, seeded_generator
 from sda_core.rundir import Run, device
 from sda_core.system import HasLogProb
 from sda_core.training import Trainer, load_checkpoint, save_checkpoint
+
+OnStep = Callable[[int, int], None]
+
+#: Parts that progress is counted in.
+_WHOLE = 10_000
 
 #: Streams of random numbers under the experiment's seed.
 _WEIGHTS, _OBSERVATION, _SAMPLE, _POSTERIOR, _REFERENCE = 11, 12, 13, 14, 15
@@ -148,6 +155,7 @@ def train(
                 "versions": run.versions(),
             },
         )
+        results |= run.diagnostics("train", model=trained)
         trained.save(run.model)
     return trained
 
@@ -175,14 +183,13 @@ def sample(
     shape = (config.members, config.length, *model.spec.state_shape)
     with (
         run.stage("sample") as results,
-        reporting(progress, "sampling the prior", sampler.steps) as report,
+        _steps(run, "sampling the prior") as on_step,
     ):
-        z = sampler.sample(
-            model.trajectory_denoiser(), shape, noise, lambda step, steps: report(step)
-        )
+        z = sampler.sample(model.trajectory_denoiser(), shape, noise, on_step)
         x = model.standardization.to_physical(z).cpu()
         if isinstance(experiment.system, HasLogProb):
             results["log_prior"] = float(log_prior(experiment.system, x).mean())
+        results |= run.diagnostics("sample", model=model, samples=x)
         labelled.save(
             labelled.trajectories(x, model.spec).rename("samples"), run.directory / "samples.nc"
         )
@@ -232,12 +239,14 @@ def assimilate(
     with run.stage("assimilate") as results:
         labelled.save(labelled.observations(problem), run.directory / "observations.nc")
         seed = _stream(experiment.seed, _POSTERIOR)
-        x = _assimilate(run, method, problem, experiment.assimilate.members, seed, "assimilating")
+        with _steps(run, "assimilating") as on_step:
+            x = _assimilate(run, method, problem, experiment.assimilate.members, seed, on_step)
         labelled.save(
             labelled.trajectories(x, problem.system.spec).rename("posterior"),
             run.directory / "posterior.nc",
         )
         results["members"] = len(x)
+        results |= run.diagnostics("assimilate", problem=problem, posterior=x)
     return x
 
 
@@ -266,10 +275,10 @@ def evaluate(
         if config.reference is not None:
             for i in range(2):
                 seed = seeded_generator(experiment.seed, _REFERENCE, i).initial_seed()
-                label = f"reference {i + 1} of 2"
-                references.append(
-                    _assimilate(run, config.reference, problem, len(posterior), seed, label)
-                )
+                with _steps(run, f"reference {i + 1} of 2", hook=False) as on_step:
+                    references.append(
+                        _assimilate(run, config.reference, problem, len(posterior), seed, on_step)
+                    )
             labelled.save(
                 labelled.trajectories(references[0], problem.system.spec).rename("reference"),
                 run.directory / "reference.nc",
@@ -279,6 +288,9 @@ def evaluate(
         if again is not None:
             scores["reference"] = evaluate_ensemble(problem, again, reference)
         results["scores"] = scores
+        results |= run.diagnostics(
+            "evaluate", problem=problem, posterior=posterior, reference=reference
+        )
         write_text(run.directory / "metrics.json", json.dumps(scores, indent=2) + "\n")
     write_report(run, problem, posterior, reference, scores)
     return scores
@@ -315,22 +327,29 @@ def run(
 
 
 def _assimilate(
-    run: Run, method: Method, problem: Problem, members: int, seed: int, label: str
+    run: Run, method: Method, problem: Problem, members: int, seed: int, report: OnStep
 ) -> Tensor:
     experiment = run.experiment
-    with reporting(run.progress, label, 10_000) as report:
+    tools = Toolbox(
+        model=_load_model(run) if method.needs_model else None,
+        sampler=experiment.sampler,
+        guidance=experiment.guidance,
+        on_step=report,
+    )
+    return method.assimilate(problem, members, seed, tools)
+
+
+@contextmanager
+def _steps(run: Run, label: str, *, hook: bool = True) -> Iterator[OnStep]:
+    """Report the steps of a sampler or method and, if wanted, call the hook for each."""
+    with reporting(run.progress, label, _WHOLE) as report:
 
         def on_step(step: int, num_steps: int) -> None:
-            report(round(10_000 * step / num_steps))
-            run.manager.hook.sda_sampling_step(run=run, step=step, num_steps=num_steps)
+            report(round(_WHOLE * step / num_steps))
+            if hook:
+                run.manager.hook.sda_sampling_step(run=run, step=step, num_steps=num_steps)
 
-        tools = Toolbox(
-            model=_load_model(run) if method.needs_model else None,
-            sampler=experiment.sampler,
-            guidance=experiment.guidance,
-            on_step=on_step,
-        )
-        return method.assimilate(problem, members, seed, tools)
+        yield on_step
 
 
 def _load_model(run: Run) -> TrainedModel:

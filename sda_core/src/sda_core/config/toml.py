@@ -55,8 +55,9 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     Args:
         data: The table, left as it is.
         overrides: Items like ``"train.learning_rate=2e-4"``. Values are TOML; what is not is a
-            string, so that quotes can be left out. Another ``name`` for a table drops that table's
-            other keys, which belong to the component it named before.
+            string, so that quotes can be left out. ``none`` takes a key or table out. Another
+            ``name`` for a table drops that table's other keys, which belong to the component it
+            named before.
 
     Raises:
         ConfigError: An item is not of that form, or sets a key of what is not a table.
@@ -77,6 +78,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
 
 
 def _parse(text: str) -> Any:
+    if text == "none":
+        return None
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -102,6 +105,9 @@ def _merge(
     merged = dict(base)
     for key, value in extra.items():
         where = f"{path}.{key}".lstrip(".")
+        if value is None and switch:
+            merged.pop(key, None)
+            continue
         if not isinstance(value, Mapping):
             merged[key] = value
             continue

@@ -49,15 +49,13 @@ class SDA(Method):
         )
         denoiser = guidance(model.trajectory_denoiser(), likelihood)
         batches = []
-        for first in range(0, members, self.batch_size):
+        starts = range(0, members, self.batch_size)
+        for batch, first in enumerate(starts):
             numbers = range(first, min(first + self.batch_size, members))
-            share, done = len(numbers) / members, first / members
 
-            def on_step(
-                step: int, steps: int, share: float = share, done: float = done
-            ) -> None:
+            def on_step(step: int, steps: int, batch: int = batch) -> None:
                 if tools.on_step:
-                    tools.on_step(round((done + share * step / steps) * 10_000), 10_000)
+                    tools.on_step(batch * steps + step, len(starts) * steps)
 
             noise = MemberNoise(seed, numbers, device=model.device)
             x = sampler.sample(denoiser, (len(numbers), *problem.shape), noise, on_step)

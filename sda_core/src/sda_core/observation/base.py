@@ -173,7 +173,7 @@ class ObservationModel:
         if mean.shape[mean.ndim - y.ndim :] != y.shape:
             raise ShapeError(
                 f"observations have the shape {tuple(y.shape)}, but the operator gives "
-                f"{tuple(mean.shape[mean.ndim - y.ndim:])} for trajectories of {self.length} states"
+                f"{tuple(mean.shape[mean.ndim - y.ndim :])} for trajectories of {self.length} states"
             )
         std = self.std.to(mean)
         z = (y.to(mean) - mean) / std

@@ -24,7 +24,9 @@ class Linear(Observation):
     """
 
     matrix: list | Path = option(help="the matrix: nested lists, or a .npy file")  # type: ignore[type-arg]
-    trajectory: bool = option(default=False, help="act on whole trajectories instead of on each state")
+    trajectory: bool = option(
+        default=False, help="act on whole trajectories instead of on each state"
+    )
 
     def _matrix(self) -> Tensor:
         if isinstance(self.matrix, Path):

@@ -37,10 +37,14 @@ class Select(Observation):
     (x - mean) / std, and the noise is relative to them.
     """
 
-    variables: tuple[str, ...] | None = option(default=None, help="names of the variables; all if not set")
+    variables: tuple[str, ...] | None = option(
+        default=None, help="names of the variables; all if not set"
+    )
     every: int = option(default=1, check=at_least(1), help="observe every n-th state")
     offset: int = option(default=0, check=non_negative, help="index of the first observed state")
-    standardized: bool = option(default=False, help="observe (x - mean) / std instead of physical values")
+    standardized: bool = option(
+        default=False, help="observe (x - mean) / std instead of physical values"
+    )
 
     def _indices(self, spec: SystemSpec) -> list[int]:
         if self.variables is None:

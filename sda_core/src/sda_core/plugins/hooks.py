@@ -66,7 +66,11 @@ def sda_checkpoint_written(run: Any, path: Path) -> None:
 
 @hookspec
 def sda_sampling_step(run: Any, step: int, num_steps: int) -> None:
-    """Called after each sampler step; ``step`` counts from 1 to ``num_steps``."""
+    """Called after each step of sampling or assimilating, from 1 to ``num_steps``.
+
+    Steps are those of the sampler, over all batches of members, or of the method (the particle
+    filter: one per state). Runs of the reference method are left out.
+    """
 
 
 @hookspec

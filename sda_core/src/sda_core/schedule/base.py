@@ -49,5 +49,7 @@ class Schedule(ABC):
             noisier = self.log_snr(middle) < target
             low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
         ends = self.log_snr(target.new_tensor([0.0, 1.0]))
-        t = torch.where(target >= ends[0], 0.0, torch.where(target <= ends[1], 1.0, (low + high) / 2))
+        t = torch.where(
+            target >= ends[0], 0.0, torch.where(target <= ends[1], 1.0, (low + high) / 2)
+        )
         return t.to(log_snr.dtype)

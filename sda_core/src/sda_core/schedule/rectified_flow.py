@@ -21,7 +21,9 @@ class RectifiedFlow(Schedule):
     end points, where the score would otherwise be undefined.
     """
 
-    eta: float = option(default=1e-3, check=between(1e-6, 0.1), help="alpha at t = 1 and sigma at t = 0")
+    eta: float = option(
+        default=1e-3, check=between(1e-6, 0.1), help="alpha at t = 1 and sigma at t = 0"
+    )
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal scale."""

@@ -27,7 +27,9 @@ class VP(Schedule):
     """
 
     alpha_shape: Literal["lin", "cos", "exp"] = option(default="cos", help="form of alpha(t)")
-    eta: float = option(default=1e-3, check=between(1e-6, 0.1), help="alpha at t = 1, and sigma at t = 0")
+    eta: float = option(
+        default=1e-3, check=between(1e-6, 0.1), help="alpha at t = 1, and sigma at t = 0"
+    )
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal scale."""
