@@ -12,7 +12,7 @@ from sda_core.config import structure
 from sda_core.data import TrajectoryStore, WindowDataset
 from sda_core.denoiser import WindowDenoiser
 from sda_core.errors import CheckpointError, ConfigError
-from sda_core.schedule import VE
+from sda_core.schedule import VP
 from sda_core.training import TrainConfig, Trainer, load_checkpoint, save_checkpoint
 
 from .data_systems import Swing, make
@@ -42,7 +42,7 @@ class Network(nn.Module):
 def _trainer(windows, seed=0, dropout=0.0, **settings) -> Trainer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        denoiser = WindowDenoiser(Network(dropout), VE(), WINDOW, "edm")
+        denoiser = WindowDenoiser(Network(dropout), VP(), WINDOW, "eps")
     settings = {"epochs": 6, "batch_size": 8, "validate_every": 2} | settings
     return Trainer(denoiser, *windows, TrainConfig(**settings), seed)
 
@@ -58,7 +58,7 @@ def test_loss_decreases(windows) -> None:
     before = trainer.validate()
     metrics = list(trainer.epochs())
     assert metrics[-1].valid_loss < 0.6 * before
-    assert sum(m.loss for m in metrics[-5:]) < 0.7 * sum(m.loss for m in metrics[:5])
+    assert sum(m.loss for m in metrics[-5:]) < 0.6 * sum(m.loss for m in metrics[:5])
 
 
 def test_metrics(windows) -> None:
@@ -162,21 +162,24 @@ def test_warmup() -> None:
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
 
 
-def test_gradients_are_clipped(windows) -> None:
+def test_gradients_are_clipped(windows, monkeypatch) -> None:
     norms = []
-    for clip in (None, 1e-3):
-        trainer = _trainer(windows, epochs=1, clip_norm=clip)
-        step = trainer.optimizer.step
+    clip = torch.nn.utils.clip_grad_norm_
 
-        def record(step=step, trainer=trainer):
-            gradients = [p.grad.flatten() for p in trainer.denoiser.parameters()]
-            norms.append(float(torch.cat(gradients).norm()))
-            step()
+    def record(parameters, max_norm):
+        parameters = list(parameters)
+        before = clip(parameters, max_norm)
+        after = torch.cat([p.grad.flatten() for p in parameters]).norm()
+        norms.append((float(before), float(after)))
 
-        trainer.optimizer.step = record
-        list(trainer.epochs())
-    assert min(norms[:4]) > 1e-2
-    assert max(norms[4:]) <= 1.001e-3
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", record)
+    list(_trainer(windows, epochs=1).epochs())
+    assert not norms
+    list(_trainer(windows, epochs=1, clip_norm=1e-3).epochs())
+    assert len(norms) == 4
+    for before, after in norms:
+        assert before > 1e-2
+        assert after == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_variable_weights_are_used(windows) -> None:
@@ -200,9 +203,9 @@ def test_errors(windows, tmp_path) -> None:
         ConfigError, match=r"variable_weights has 3 entries, but there are 2 variables \['q', 'p'\]"
     ):
         _trainer(windows, variable_weights=(1.0, 1.0, 1.0))
-    with pytest.raises(ConfigError, match="variable_weights: got .*allowed: 0 or greater"):
+    with pytest.raises(ConfigError, match=r"variable_weights: got .*allowed: 0 or greater"):
         structure(TrainConfig, {"variable_weights": [1.0, -1.0]})
-    with pytest.raises(ConfigError, match="ema: got .*allowed: from 0 to 1"):
+    with pytest.raises(ConfigError, match=r"ema: got .*allowed: from 0 to 1"):
         structure(TrainConfig, {"ema": 1.5})
 
 
@@ -222,6 +225,6 @@ def test_checkpoint_errors(tmp_path) -> None:
     from safetensors.torch import save_file
 
     save_file({"x": torch.arange(3)}, path, {"schema": "99"})
-    with pytest.raises(CheckpointError, match="has schema 99, and this version .* reads 1"):
+    with pytest.raises(CheckpointError, match=r"has schema 99, and this version .* reads 1"):
         load_checkpoint(path, "a")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from sda_core import component, option
 from sda_core.config import positive
-from sda_core.denoiser import Denoiser
-from sda_core.guidance import GaussianLikelihood, Guidance, GuidedDenoiser
+from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
 
 
 @component
-class Bounded(Guidance):
+class Bounded(LikelihoodGuidance):
     r"""p(y | x_t) = N(y; A(x0), std^2 + scale^2 sigma^2 / (alpha^2 + sigma^2)).
 
     The second term is the variance of x_0 given x_t if x_0 ~ N(0, I), times ``scale^2``.
@@ -25,11 +24,7 @@ class Bounded(Guidance):
 
     scale: float = option(default=1.0, check=positive, help="units of y per model-space unit")
 
-    def __call__(self, prior: Denoiser, likelihood: GaussianLikelihood) -> Denoiser:
-        """Make the denoiser of the posterior."""
-        return GuidedDenoiser(prior, likelihood, self._score)
-
-    def _score(
+    def likelihood_score(
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
@@ -37,6 +32,7 @@ class Bounded(Guidance):
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Estimate grad log p(y | x_t)."""
         x_t.requires_grad_()
         x0 = denoise(x_t)
         spread = self.scale**2 * sigma**2 / (alpha**2 + sigma**2)

@@ -91,11 +91,12 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-  body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-         color: #1a1a1a; }
+  body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+         padding: 0 1rem; color: #1a1a1a; }
   h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
   table { border-collapse: collapse; } th, td { padding: .25rem 1.2rem .25rem 0; }
-  th { text-align: left; border-bottom: 1px solid #999; } td + td { font-variant-numeric: tabular-nums; }
+  th { text-align: left; border-bottom: 1px solid #999; }
+  td + td { font-variant-numeric: tabular-nums; }
   figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; }
   pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
   summary { cursor: pointer; margin: .6rem 0; }
@@ -108,9 +109,9 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""\
 <tr><td>{{ label }}</td>{% for v in values %}<td>{{ v }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
-{% if reference %}<p>W1 is the distance to one run of the reference method; the column "reference" is
-a second, independent run of it, so its W1 is what a perfect posterior of this size would have.</p>
-{% endif %}
+{% if reference %}<p>W1 is the distance to one run of the reference method; the column "reference"
+is a second, independent run of it, so its W1 is what a perfect posterior of this size would
+have.</p>{% endif %}
 <h2>Figures</h2>
 {% for path, name, caption in pictures %}
 <figure><img src="{{ path }}" alt="{{ name }}"><figcaption>{{ caption }}</figcaption></figure>

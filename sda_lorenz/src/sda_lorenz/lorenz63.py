@@ -30,7 +30,7 @@ class Lorenz63(ODESystem):
     """
 
     sigma: float = option(default=10.0, check=positive, help="Prandtl number")
-    rho: float = option(default=28.0, check=positive, help="Rayleigh number, over its critical value")
+    rho: float = option(default=28.0, check=positive, help="Rayleigh over critical number")
     beta: float = option(default=8 / 3, check=positive, help="geometric factor")
     dt: float = option(default=0.025, check=positive, help="time between two stored states")
     substeps: int = option(default=1, check=at_least(1), help="RK4 steps per output step")
@@ -72,7 +72,7 @@ class NoisyLorenz63(Lorenz63):
     step of 0.025; the exact log-density of a transition then averages 1.28.
     """
 
-    noise: float = option(default=1.0, check=positive, help="noise amplitude, per square root of time")
+    noise: float = option(default=1.0, check=positive, help="amplitude, per square root of time")
 
     @property
     def _std(self) -> float:

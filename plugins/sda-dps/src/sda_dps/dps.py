@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from sda_core.config import component, option, positive
-from sda_core.denoiser import Denoiser
-from sda_core.guidance import GaussianLikelihood, Guidance, GuidedDenoiser
+from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
 
 
 @component
-class DPS(Guidance):
+class DPS(LikelihoodGuidance):
     r"""grad log p(y | x_t) = -zeta grad |y - A(x0)|^2 / |y - A(x0)|, x0 = E[x_0 | x_t].
 
     The norm is each member's own: taken over the whole batch, as in several public codes, a
@@ -31,11 +30,7 @@ class DPS(Guidance):
 
     zeta: float = option(default=1.0, check=positive, help="strength of the guidance")
 
-    def __call__(self, prior: Denoiser, likelihood: GaussianLikelihood) -> Denoiser:
-        """Make the denoiser of the posterior."""
-        return GuidedDenoiser(prior, likelihood, self._score)
-
-    def _score(
+    def likelihood_score(
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
@@ -43,6 +38,7 @@ class DPS(Guidance):
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Estimate grad log p(y | x_t)."""
         x_t.requires_grad_()
         x0 = denoise(x_t)
         square = likelihood.residual(x0).square().sum(-1)

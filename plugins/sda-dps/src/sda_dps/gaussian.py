@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from sda_core.config import component, non_negative, option
-from sda_core.denoiser import Denoiser
-from sda_core.guidance import GaussianLikelihood, Guidance, GuidedDenoiser
+from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
 
 
 @component
-class GaussianGuidance(Guidance):
+class GaussianGuidance(LikelihoodGuidance):
     r"""p(y | x_t) = N(y; A(x0), std^2 + gamma (sigma / alpha)^2), x0 = E[x_0 | x_t].
 
     The term gamma (sigma / alpha)^2 stands for the uncertainty of x0. With ``detach`` the gradient
@@ -32,14 +31,10 @@ class GaussianGuidance(Guidance):
 
     exact_for_gaussian: ClassVar[bool] = False
 
-    gamma: float = option(default=0.03, check=non_negative, help="variance of x0, over (sigma / alpha)^2")
+    gamma: float = option(default=0.03, check=non_negative, help="Var x0 / (sigma / alpha)^2")
     detach: bool = option(default=False, help="take the gradient at fixed noise estimate")
 
-    def __call__(self, prior: Denoiser, likelihood: GaussianLikelihood) -> Denoiser:
-        """Make the denoiser of the posterior."""
-        return GuidedDenoiser(prior, likelihood, self._score)
-
-    def _score(
+    def likelihood_score(
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
@@ -47,6 +42,7 @@ class GaussianGuidance(Guidance):
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Estimate grad log p(y | x_t)."""
         if self.detach:
             with torch.no_grad():
                 x0 = denoise(x_t)

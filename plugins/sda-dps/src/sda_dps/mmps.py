@@ -18,11 +18,11 @@ from torch import Tensor
 from sda_core.config import at_least, component, option
 from sda_core.denoiser import Denoiser
 from sda_core.errors import AssimilationError
-from sda_core.guidance import GaussianLikelihood, Guidance, GuidedDenoiser
+from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
 
 
 @component
-class MMPS(Guidance):
+class MMPS(LikelihoodGuidance):
     r"""p(y | x_t) = N(y; A(x0), std^2 + A V A^T), V = Cov[x_0 | x_t] = sigma^2/alpha dx0/dx_t.
 
     V is Tweedie's covariance, so that the result is exact for a Gaussian prior and a linear
@@ -50,9 +50,9 @@ class MMPS(Guidance):
                 f"(max_observations = {self.max_observations}). Observe less, use another guidance "
                 "such as 'gaussian', or raise guidance.max_observations"
             )
-        return GuidedDenoiser(prior, likelihood, self._score)
+        return super().__call__(prior, likelihood)
 
-    def _score(
+    def likelihood_score(
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
@@ -60,6 +60,7 @@ class MMPS(Guidance):
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Estimate grad log p(y | x_t)."""
         x_t.requires_grad_()
         x0 = denoise(x_t)
         # A is linearized at x0, and pulled back to x_t: the rows of A dx0/dx_t.

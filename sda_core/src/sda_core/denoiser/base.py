@@ -23,7 +23,7 @@ from sda_core.schedule.base import Schedule
 
 
 def expand_time(t: Tensor, x: Tensor) -> Tensor:
-    """Give t, of shape () or (B,), trailing dimensions so that it broadcasts against x: (B, ...)."""
+    """Let t, of shape () or (B,), broadcast against x of shape (B, ...)."""
     return t.reshape(t.shape + (1,) * (x.ndim - 1)) if t.ndim else t
 
 

@@ -102,7 +102,7 @@ class MarkovBlanketDenoiser(Denoiser):
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         r"""E[x_0 | x_t]: (B, L, C, \*S), () or (B,) -> (B, L, C, \*S)."""
-        B, L = x_t.shape[:2]
+        L = x_t.shape[1]
         starts = window_starts(L, self.window, self.stride)
         n = len(starts)
         if n == 1:

@@ -1,4 +1,4 @@
-r"""Denoisers of windows: a kernel, a schedule and a parameterization, and the loss that trains them.
+r"""Denoisers of windows: a kernel, a schedule and a parameterization, and their loss.
 
 The network F sees c_in x_t, and x0 = c_skip x_t + c_out F(c_in x_t, t). A parameterization is the
 choice of the three coefficients:

@@ -77,8 +77,7 @@ class GuidedDenoiser(Denoiser):
     Args:
         prior: E[x_0 | x_t].
         likelihood: p(y | x_0).
-        likelihood_score: Called with (x_t, denoise, likelihood, alpha, sigma), where ``denoise(x_t)`` is the
-            prior's denoiser; returns E[x_0 | x_t] and grad log p(y | x_t), both of x_t's shape.
+        likelihood_score: See :meth:`LikelihoodGuidance.likelihood_score`.
     """
 
     def __init__(
@@ -100,3 +99,33 @@ class GuidedDenoiser(Denoiser):
                 x_t.detach(), lambda x: self.prior(x, t), self.likelihood, alpha, sigma
             )
         return x0.detach() + sigma**2 / alpha * score.detach()
+
+
+class LikelihoodGuidance(Guidance):
+    """A guidance given by its estimate of grad log p(y | x_t)."""
+
+    def __call__(self, prior: Denoiser, likelihood: GaussianLikelihood) -> Denoiser:
+        """Make the denoiser of the posterior."""
+        return GuidedDenoiser(prior, likelihood, self.likelihood_score)
+
+    @abstractmethod
+    def likelihood_score(
+        self,
+        x_t: Tensor,
+        denoise: Callable[[Tensor], Tensor],
+        likelihood: GaussianLikelihood,
+        alpha: Tensor,
+        sigma: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Estimate grad log p(y | x_t); called with gradients enabled.
+
+        Args:
+            x_t: Noised states, (B, L, C, \*S), a leaf without gradient.
+            denoise: The prior's denoiser at this noise level, x_t -> E[x_0 | x_t].
+            likelihood: p(y | x_0).
+            alpha: Signal scale, broadcastable against x_t.
+            sigma: Noise scale, likewise.
+
+        Returns:
+            E[x_0 | x_t] and grad log p(y | x_t), both of x_t's shape.
+        """

@@ -64,8 +64,8 @@ class SDA(Method):
         lost = (~torch.isfinite(ensemble)).flatten(1).any(1).nonzero().flatten().tolist()
         if lost:
             raise AssimilationError(
-                f"{len(lost)} of {members} members are not finite (first: {lost[:8]}). The guidance "
-                "is too strong for the number of steps: use more steps, a larger gamma, or a "
-                "smaller tau for corrections"
+                f"{len(lost)} of {members} members are not finite (first: {lost[:8]}). The "
+                "guidance is too strong for the number of steps: use more steps, a larger gamma, "
+                "or a smaller tau for corrections"
             )
         return ensemble

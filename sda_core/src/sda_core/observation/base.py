@@ -103,8 +103,8 @@ class Observation(ABC):
             if shape[:1] != axis.shape:
                 raise ConfigError(
                     f"this observation operator should keep the time axis, with {len(axis)} times, "
-                    f"but gives the shape {tuple(shape)} for a trajectory of {length} states. If it "
-                    "mixes times, say so (for a user function: statewise = false)"
+                    f"but gives the shape {tuple(shape)} for a trajectory of {length} states. If "
+                    "it mixes times, say so (for a user function: statewise = false)"
                 )
             times = axis.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape)
         return ObservationModel(operator=A, std=std, times=times, length=length)
@@ -138,8 +138,8 @@ class ObservationModel:
 
     def log_prob(self, y: Tensor, x: Tensor) -> Tensor:
         r"""log p(y | x): (\*obs), (B..., L, C, \*S) -> (B...)."""
-        log_p = self._log_prob_entries(y, self.operator(x))
-        return log_p.reshape(*log_p.shape[: log_p.ndim - y.ndim], -1).sum(-1)
+        mean = self._mean(y, x)
+        return _log_normal(y.flatten(), mean, self.std.flatten()).sum(-1)
 
     def log_prob_at(self, i: int, y: Tensor, x_i: Tensor) -> Tensor | None:
         r"""log-density of the observations at time i given the state x_i.
@@ -166,15 +166,22 @@ class ObservationModel:
             return None
         # Entries at time i depend on x_i alone, so the other times may hold anything.
         x = x_i[:, None].expand(-1, self.length, *x_i.shape[1:])
-        log_p = self._log_prob_entries(y, self.operator(x)).reshape(len(x_i), -1)
-        return log_p[:, entries.to(log_p.device)].sum(-1)
+        mean = self._mean(y, x)[:, entries.to(x.device)]
+        return _log_normal(y.flatten()[entries], mean, self.std.flatten()[entries]).sum(-1)
 
-    def _log_prob_entries(self, y: Tensor, mean: Tensor) -> Tensor:
+    def _mean(self, y: Tensor, x: Tensor) -> Tensor:
+        """A(x), flattened to (B..., n)."""
+        mean = self.operator(x)
         if mean.shape[mean.ndim - y.ndim :] != y.shape:
             raise ShapeError(
                 f"observations have the shape {tuple(y.shape)}, but the operator gives "
-                f"{tuple(mean.shape[mean.ndim - y.ndim :])} for trajectories of {self.length} states"
+                f"{tuple(mean.shape[mean.ndim - y.ndim :])} for trajectories of {self.length} "
+                "states"
             )
-        std = self.std.to(mean)
-        z = (y.to(mean) - mean) / std
-        return -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)
+        return mean.reshape(*mean.shape[: mean.ndim - y.ndim], -1)
+
+
+def _log_normal(y: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    std = std.to(mean)
+    z = (y.to(mean) - mean) / std
+    return -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)

@@ -41,7 +41,8 @@ class Index(Observation):
             late = [e[0] for e in self.entries if not -length <= e[0] < length]
             if late:
                 raise ConfigError(
-                    f"observation.entries has times {late} outside the trajectory of {length} states"
+                    f"observation.entries has times {late} outside the trajectory of {length} "
+                    "states"
                 )
             return x[(..., *(c.to(x.device) for c in columns))]
 

@@ -70,8 +70,8 @@ class Select(Observation):
                     f"observation.offset = {self.offset} lies beyond the trajectory of "
                     f"{x.shape[time_axis]} states"
                 )
-            keep = torch.arange(self.offset, x.shape[time_axis], self.every, device=x.device)
-            x = x.index_select(time_axis, keep)
+            # A slice is a view, so that only what is observed is copied.
+            x = x[(..., slice(self.offset, None, self.every), *(slice(None),) * (grid + 1))]
             x = x.index_select(variable_axis, index.to(x.device))
             if self.standardized:
                 shape = (-1,) + (1,) * grid
