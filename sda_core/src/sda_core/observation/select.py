@@ -71,7 +71,7 @@ class Select(Observation):
                     f"{x.shape[time_axis]} states"
                 )
             # A slice is a view, so that only what is observed is copied.
-            x = x[(..., slice(self.offset, None, self.every), *(slice(None),) * (grid + 1))]
+            x = x.movedim(time_axis, 0)[self.offset :: self.every].movedim(0, time_axis)
             x = x.index_select(variable_axis, index.to(x.device))
             if self.standardized:
                 shape = (-1,) + (1,) * grid
