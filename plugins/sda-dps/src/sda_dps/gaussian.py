@@ -22,7 +22,7 @@ class GaussianGuidance(LikelihoodGuidance):
     r"""p(y | x_t) = N(y; A(x0), std^2 + gamma (sigma / alpha)^2), x0 = E[x_0 | x_t].
 
     The term gamma (sigma / alpha)^2 stands for the uncertainty of x0. With ``detach`` the gradient
-    does not go through the network: about a third of the cost, less accurate.
+    does not go through the network, which saves the backward pass and is less accurate.
 
     Good values: gamma = 0.03 for Lorenz-63 and 0.01 for Kolmogorov flow (the paper's). These are
     for observations in standardized units: the term is in the squared units of A(x), so for a
