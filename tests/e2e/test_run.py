@@ -140,13 +140,21 @@ def test_what_is_done_is_skipped_and_what_changed_is_not(finished: Path, recorde
     sda.run(small(), finished, progress=False)
 
 
+def test_what_was_deleted_is_made_again(finished: Path, recorder: Recorder):
+    (finished / "posterior.nc").unlink()
+    sda.run(small(), finished, progress=False)
+    assert recorder.stages == ["assimilate"]
+
+
 def test_a_run_directory_is_an_experiment(finished: Path, recorder: Recorder):
     sda.run(sda.load_experiment(finished), finished, progress=False)
     assert recorder.stages == []
 
 
 def test_what_is_dear_is_not_overwritten(finished: Path):
-    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+    with pytest.raises(
+        CheckpointError, match=r"train\.learning_rate \(0\.002 there, 0\.1 asked for\)"
+    ):
         sda.train(small("train.learning_rate=0.1"), finished, progress=False)
     with pytest.raises(DataError, match=r"system\.rho \(28\.0 there, 30\.0 asked for\)"):
         sda.simulate(small("system.rho=30"), finished, progress=False)

@@ -200,6 +200,7 @@ def observations(problem: Problem, posterior: Tensor) -> Figure:
         axis.plot(grid, normal, color=TRUTH, label="N(0, 1)")
         axis.set_xlabel("(y - A(x)) / std")
         axis.set_ylabel("density")
+        axis.set_ylim(top=1.3 * axis.get_ylim()[1])  # room for the legend
         axis.legend(fontsize=8)
         figure.tight_layout()
     return figure

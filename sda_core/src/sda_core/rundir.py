@@ -32,6 +32,14 @@ DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "evaluate": (("evaluate",), ("sample", "assimilate")),
 }
+#: What a stage leaves behind; without it, it is not done.
+RESULTS = {
+    "simulate": "data",
+    "train": "model/model.json",
+    "sample": "samples.nc",
+    "assimilate": "posterior.nc",
+    "evaluate": "metrics.json",
+}
 #: Keys that do not change a result: how fast it is made, or how the model is composed afterwards.
 IGNORES: dict[str, dict[str, tuple[str, ...]]] = {
     "simulate": {"data": ("workers",)},
@@ -72,21 +80,28 @@ class Run:
 
     def fingerprint(self, stage: str) -> str:
         """Hash of everything in the configuration that a stage's result depends on."""
-        table = unstructure(self.experiment, manager=self.manager)
-        tables, earlier = DEPENDS[stage]
-        relevant: dict[str, Any] = {}
-        for name in tables:
-            value = table.get(name)
-            if isinstance(value, Mapping):
-                ignored = IGNORES.get(stage, {}).get(name, ())
-                value = {k: v for k, v in value.items() if k not in ignored}
-            relevant[name] = value
-        relevant["earlier"] = [self.fingerprint(s) for s in earlier]
+        relevant = self.settings(stage)
+        relevant["earlier"] = [self.fingerprint(s) for s in DEPENDS[stage][1]]
         text = json.dumps(relevant, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def settings(self, *stages: str) -> dict[str, Any]:
+        """The part of the configuration that the results of these stages depend on themselves."""
+        table = unstructure(self.experiment, manager=self.manager)
+        relevant: dict[str, Any] = {}
+        for stage in stages:
+            for name in DEPENDS[stage][0]:
+                value = table.get(name)
+                if isinstance(value, Mapping):
+                    ignored = IGNORES.get(stage, {}).get(name, ())
+                    value = {k: v for k, v in value.items() if k not in ignored}
+                relevant[name] = value
+        return relevant
+
     def is_done(self, stage: str) -> bool:
-        """Whether a stage has been done with the present configuration."""
+        """Whether a stage has been done with the present configuration, and its result is there."""
+        if not (self.directory / RESULTS[stage]).exists():
+            return False
         done = self.provenance()["stages"].get(stage, {})
         return bool(done.get("fingerprint") == self.fingerprint(stage))
 

@@ -111,12 +111,12 @@ def train(
     trainer = Trainer(
         model.denoiser, WindowDataset(store, window), valid, settings, experiment.seed
     )
-    fingerprint = run.fingerprint("train")
+    depends = run.settings("simulate", "train")
     if run.checkpoint.is_file():
-        trainer.load_state_dict(*load_checkpoint(run.checkpoint, fingerprint))
+        trainer.load_state_dict(*load_checkpoint(run.checkpoint, depends))
 
     def checkpoint() -> None:
-        save_checkpoint(run.checkpoint, *trainer.state_dict(), fingerprint)
+        save_checkpoint(run.checkpoint, *trainer.state_dict(), depends)
         run.manager.hook.sda_checkpoint_written(run=run, path=run.checkpoint)
 
     with (

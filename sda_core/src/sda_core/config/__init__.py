@@ -12,6 +12,7 @@ the table at once, each by the full path of its key. Nothing here imports torch.
 
 from __future__ import annotations
 
+from sda_core.config.compare import differences
 from sda_core.config.convert import structure, unstructure
 from sda_core.config.fields import (
     Check,
@@ -35,6 +36,7 @@ __all__ = [
     "between",
     "component",
     "describe",
+    "differences",
     "dump_toml",
     "load_toml",
     "merge",

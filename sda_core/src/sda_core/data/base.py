@@ -41,6 +41,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from sda_core.config import differences
 from sda_core.errors import ConfigError, DataError
 from sda_core.system import Axis, SystemSpec, Variable
 
@@ -151,23 +152,7 @@ class Recipe:
             other: Another recipe.
             words: What to call this recipe and the other one.
         """
-        here, there = _flatten(attrs.asdict(self)), _flatten(attrs.asdict(other))
-        keys = sorted(here.keys() | there.keys())
-        return [
-            f"{key} ({here.get(key, 'none')} {words[0]}, {there.get(key, 'none')} {words[1]})"
-            for key in keys
-            if here.get(key) != there.get(key)
-        ]
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+        return differences(attrs.asdict(self), attrs.asdict(other), words)
 
 
 @attrs.frozen(kw_only=True, eq=False)

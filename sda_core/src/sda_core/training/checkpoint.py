@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sda_core.config import differences
 from sda_core.errors import CheckpointError
 from sda_core.files import replace_file
 
@@ -16,7 +19,7 @@ CHECKPOINT_SCHEMA = 1
 
 
 def save_checkpoint(
-    path: Path, tensors: dict[str, Tensor], counters: dict[str, int], fingerprint: str
+    path: Path, tensors: dict[str, Tensor], counters: dict[str, int], settings: Mapping[str, Any]
 ) -> None:
     """Write a checkpoint and rename it into place.
 
@@ -24,12 +27,12 @@ def save_checkpoint(
         path: The file.
         tensors: Weights, averaged weights, optimizer state.
         counters: Epoch and step.
-        fingerprint: Hash of the configuration that it belongs to.
+        settings: The configuration that it belongs to, of JSON values.
     """
     header = {
         "schema": str(CHECKPOINT_SCHEMA),
         "counters": json.dumps(counters),
-        "fingerprint": fingerprint,
+        "settings": json.dumps(settings),
     }
     with replace_file(path) as temporary:
         # Clones, since averaged and raw weights may share storage.
@@ -38,8 +41,17 @@ def save_checkpoint(
         )
 
 
-def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, int]]:
+def load_checkpoint(
+    path: Path, settings: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Read a checkpoint.
+
+    Args:
+        path: The file.
+        settings: The configuration that it should belong to.
+
+    Returns:
+        The tensors and counters that were saved.
 
     Raises:
         CheckpointError: It is damaged, or of another schema or configuration.
@@ -57,9 +69,11 @@ def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], di
             f"checkpoint {path} has schema {header.get('schema')}, and this version of sda-core "
             f"reads {CHECKPOINT_SCHEMA}: delete it to train from the start"
         )
-    if header.get("fingerprint") != fingerprint:
+    changed = differences(json.loads(header["settings"]), settings)
+    if changed:
         raise CheckpointError(
-            f"checkpoint {path} belongs to another configuration: go on with the one it was "
-            "written with, use another directory, or delete it to train from the start"
+            f"checkpoint {path} belongs to another configuration. It differs in "
+            f"{', '.join(changed)}. Go on with the one it was written with, use another directory, "
+            "or delete it to train from the start"
         )
     return tensors, json.loads(header["counters"])
