@@ -37,6 +37,7 @@ def main(
     sets: Annotated[int, typer.Option(help="Observation sets, one test trajectory each.")] = 8,
     members: Annotated[int, typer.Option(help="Members of each ensemble.")] = 128,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a value.")] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="LO or HI; both if not given.")] = None,
     first: Annotated[int, typer.Option(help="Number of the first test trajectory.")] = 0,
 ) -> None:
     """Print the table."""
@@ -52,7 +53,8 @@ def main(
         "seconds",
     ):
         table.add_column(column, justify="left" if column in ("scenario", "ensemble") else "right")
-    for scenario, overrides in SCENARIOS.items():
+    for label in scenario or SCENARIOS:
+        overrides = SCENARIOS[label]
         rows: dict[str, list[list[float]]] = {"posterior": [], "filter": []}
         for number in range(first, first + sets):
             experiment = load_experiment(
@@ -81,12 +83,12 @@ def main(
                 scores = evaluate_ensemble(problem, ensemble, reference)
                 rows[name].append([*(scores[c] for c in COLUMNS), elapsed])
             values = ", ".join(f"{v:.4g}" for v in rows["posterior"][-1])
-            print(f"{scenario} {number}: {values}", flush=True)
+            print(f"{label} {number}: {values}", flush=True)
         for name, values_of in rows.items():
             mean = np.mean(values_of, axis=0)
             error = np.std(values_of, axis=0, ddof=1) / len(values_of) ** 0.5
             cells = [f"{m:.3g} ± {e:.2g}" for m, e in zip(mean[:4], error[:4], strict=True)]
-            table.add_row(scenario, name, *cells, f"{mean[4]:.2f}", f"{mean[5]:.1f}")
+            table.add_row(label, name, *cells, f"{mean[4]:.2f}", f"{mean[5]:.1f}")
     Console(width=120).print(table)
 
 
