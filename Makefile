@@ -38,8 +38,9 @@ clean:
 	rm -rf $(VENV) runs
 
 $(READY): constraints.txt Makefile $(DISTRIBUTIONS:=/pyproject.toml)
+	@echo "Setting up $(VENV), once: a minute or two, most of it the download of torch"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch $(TOOLS)
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation \
+	$(BIN)/pip install --constraint constraints.txt torch $(TOOLS)
+	$(BIN)/pip install --constraint constraints.txt --no-build-isolation \
 		$(foreach d,$(DISTRIBUTIONS),--editable $(d))
 	touch $@

@@ -190,3 +190,6 @@ def test_errors() -> None:
         structure(Sampler, {"name": "predictor-corrector", "tau": 0.0})
     with pytest.raises(ConfigError, match=r"steps: got 0"):
         structure(Sampler, {"name": "predictor-corrector", "steps": 0})
+    # One step that also denoises would have a grid of one time, which cannot be both 1 and 0.
+    with pytest.raises(ConfigError, match=r"steps: got 1, allowed: 2 or greater"):
+        structure(Sampler, {"name": "predictor-corrector", "steps": 1, "denoise_final": True})

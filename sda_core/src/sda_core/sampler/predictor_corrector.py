@@ -39,7 +39,7 @@ class PredictorCorrector(Sampler):
 
     order: ClassVar[int] = 1
 
-    steps: int = option(default=256, check=at_least(1), help="number of predictor steps")
+    steps: int = option(default=256, check=at_least(2), help="number of predictor steps")
     denoise_final: bool = option(
         default=False, help="denoise at the end; the original code does not"
     )
