@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sda_core.plugins import default_manager
+from sda_core.system import Axis, SystemSpec
 from sda_core.testing import Check, checks
 
 MASK = [[True, False, True, True], [False, False, True, False]]
@@ -51,9 +52,26 @@ def _observations() -> dict[str, list[dict]]:
     }
 
 
+CENTRES = (np.arange(6) + 0.5) * 2 * np.pi / 6
+FLOW = SystemSpec(
+    variables=("u", "v"),
+    axes=(Axis("grid_x", CENTRES), Axis("grid_y", CENTRES)),
+    time_step=0.2,
+)
+CONDITIONS = ("tolerance", "spec")
+
 #: Configurations (and tolerances) to check, where the defaults are not enough.
 CASES: dict[tuple[str, str], list[dict]] = {
     **{("observation", name): cases for name, cases in _observations().items()},
+    ("observation", "coarsen"): [{"factor": 2, "std": 0.3}],
+    ("observation", "sensors"): [{"count": 2, "std": 0.3}],
+    ("observation", "region"): [{"box": {"place": [1, 2]}, "std": 0.3}],
+    **{
+        ("observation", name): [{"std": 0.3, "spec": FLOW}]
+        for name in ("vorticity", "saturation", "speed")
+    },
+    ("kernel", "unet"): [{"channels": [4, 8], "blocks": [1, 1]}],
+    ("system", "kolmogorov"): [{"size": 16, "coarsening": 1, "block_size": 2}],
     **{
         ("schedule", name): [{"alpha_shape": shape} for shape in ("lin", "cos", "exp")]
         for name in ("vp", "sub-vp", "sub-sub-vp")
@@ -81,8 +99,8 @@ def _all() -> list:
     found = []
     for component in default_manager().components():
         for i, fields in enumerate(CASES.get((component.kind, component.name), [{}])):
-            conditions = {k: v for k, v in fields.items() if k == "tolerance"}
-            fields = {k: v for k, v in fields.items() if k != "tolerance"}
+            conditions = {k: v for k, v in fields.items() if k in CONDITIONS}
+            fields = {k: v for k, v in fields.items() if k not in CONDITIONS}
             for check in checks(component.kind, component.name, fields, **conditions):
                 found.append(pytest.param(check, id=f"{check}-{i}" if i else str(check)))
     return found

@@ -60,6 +60,37 @@ class Swing(ODESystem):
         return torch.stack((x[..., 1], -x[..., 0].sin()), -1)
 
 
+@attrs.frozen(kw_only=True)
+class Wave(System):
+    """A field carried along a ring, whole trajectories at once.
+
+    Members whose field exceeds ``limit`` anywhere are lost, as in a simulation that blows up. Being
+    carried along changes no maximum, so that whether one is lost depends on its prior alone.
+    """
+
+    block_size: int = 4
+    limit: float = torch.inf
+    pause: float = 0.0
+
+    @property
+    def spec(self) -> SystemSpec:
+        axes = (Axis("grid_x", np.arange(3.0)), Axis("grid_y", np.arange(5.0)))
+        return SystemSpec(variables=("u", "v"), axes=axes, time_step=1.0)
+
+    def prior(self, shape, generator: Generator) -> Tensor:
+        return torch.randn(*shape, 2, 3, 5, generator=generator)
+
+    def transition(self, x: Tensor, generator: Generator) -> Tensor:
+        lost = x.amax((-3, -2, -1), keepdim=True) > self.limit
+        return torch.where(lost, torch.nan, x.roll(1, -1))
+
+    def trajectory(self, x: Tensor, length: int, burn_in: int, generator: Generator) -> Tensor:
+        time.sleep(self.pause)
+        lost = x.amax((-3, -2, -1), keepdim=True) > self.limit
+        steps = range(burn_in + 1, burn_in + length + 1)
+        return torch.stack([torch.where(lost, torch.nan, x.roll(i, -1)) for i in steps], 1)
+
+
 def make(
     system: System,
     path: Path,
@@ -81,6 +112,7 @@ if __name__ == "__main__":
     parser.add_argument("path", type=Path)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--limit", type=float)
     parser.add_argument("--stop-in-merge", action="store_true")
     arguments = parser.parse_args()
     if arguments.stop_in_merge:
@@ -95,4 +127,7 @@ if __name__ == "__main__":
                 time.sleep(60)
 
         os.replace = replace_then_wait
-    make(Walk(pause=arguments.pause), arguments.path, workers=arguments.workers)
+    system = Walk(pause=arguments.pause)
+    if arguments.limit is not None:
+        system = Wave(pause=arguments.pause, limit=arguments.limit)
+    make(system, arguments.path, workers=arguments.workers)

@@ -13,14 +13,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from sda_core.cli import make_app
 from sda_core.data import DataConfig, Standardization, TrajectoryStore, generate, verify
+from sda_core.data.generate import make_part, preview
+from sda_core.data.parts import Parts
+from sda_core.data.preview import Preview, duration_text, measure_seconds
 from sda_core.data.writer import chunk_shape
-from sda_core.errors import ConfigError, DataError, ShapeError, SimulationError
-from sda_core.system import Axis, SystemSpec, simulate_block
+from sda_core.errors import (
+    ConfigError,
+    DataError,
+    ShapeError,
+    SimulationError,
+    SimulationWarning,
+)
+from sda_core.plugins import default_manager
+from sda_core.random import seeded_generator
+from sda_core.system import Axis, System, SystemSpec, simulate_block
 
 from . import data_systems
-from .data_systems import Swing, Walk, make
+from .data_systems import Swing, Walk, Wave, make
 
 SPLITS = ("train", "valid", "test")
 
@@ -110,6 +123,64 @@ def test_goes_on_after_being_killed_in_the_merge(uninterrupted, tmp_path):
     assert verify(path).ok
 
 
+#: Trajectories 1, 3, 9 and 13 of seed 1 exceed this and are drawn again.
+LIMIT = 2.35
+
+
+@pytest.fixture(scope="module")
+def redrawn(tmp_path_factory) -> Path:
+    with pytest.warns(SimulationWarning) as warned:
+        path = make(Wave(limit=LIMIT), tmp_path_factory.mktemp("wave"))
+    assert [str(warning.message)[:25] for warning in warned] == [
+        "seed 1, trajectories [1, ",
+        "seed 1, trajectories [9]:",
+        "seed 1, trajectories [13]",
+    ]
+    assert {Path(warning.filename).name for warning in warned} == {"data_systems.py"}
+    return path
+
+
+def test_only_lost_trajectories_are_drawn_again(redrawn, tmp_path):
+    x, unlimited = states(redrawn), states(make(Wave(), tmp_path))
+    assert unlimited.amax((1, 2, 3, 4)).gt(LIMIT).nonzero().flatten().tolist() == [1, 3, 9, 13]
+    for i in range(20):
+        if i in (1, 3, 9, 13):
+            generator = seeded_generator(1, i // 4, 1)
+            prior = Wave().prior((4,), generator)
+            assert torch.equal(x[i], Wave().trajectory(prior, 12, 3, generator)[i % 4])
+        else:
+            assert torch.equal(x[i], unlimited[i])
+
+
+def test_redraws_in_workers_are_the_same_and_are_told(redrawn, tmp_path, monkeypatch):
+    # So that the workers find the system under the name that pickle writes.
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[2]), *sys.path])
+    with pytest.warns(SimulationWarning) as warned:
+        make(Wave(limit=LIMIT), tmp_path, workers=2)
+    assert sorted(str(warning.message).split(":")[0] for warning in warned) == [
+        "seed 1, trajectories [1, 3]",
+        "seed 1, trajectories [13]",
+        "seed 1, trajectories [9]",
+    ]
+    assert file_bytes(tmp_path) == file_bytes(redrawn)
+
+
+def test_whole_trajectories_go_on_after_being_killed(redrawn, tmp_path):
+    path = tmp_path / "data"
+    process = start(path, "--limit", str(LIMIT), "--pause", "0.3")
+    wait_for(lambda: list((path / ".parts").glob("*.npz")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list((path / ".parts").glob("*.npz")))
+    assert 0 < done < 5
+
+    reported = []
+    with pytest.warns(SimulationWarning):
+        make(Wave(limit=LIMIT), path, progress=lambda blocks, total: reported.append(blocks))
+    assert reported == list(range(done + 1, 6))
+    assert file_bytes(path) == file_bytes(redrawn)
+
+
 def running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -185,6 +256,205 @@ def test_a_full_disk_is_told_before_starting(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.h5*"))
 
 
+KOLMOGOROV = Preview(
+    shapes={
+        "train": (819, 64, 2, 64, 64),
+        "valid": (102, 64, 2, 64, 64),
+        "test": (103, 64, 2, 64, 64),
+    },
+    blocks=64,
+    missing=64,
+    workers=2,
+    seconds=840.0,
+)
+
+
+def test_preview_of_a_large_data_set():
+    assert KOLMOGOROV.size == 2**31
+    assert KOLMOGOROV.sizes == {"train": 819 * 2**21, "valid": 102 * 2**21, "test": 103 * 2**21}
+    assert KOLMOGOROV.rounds == 32
+    assert str(KOLMOGOROV) == (
+        "data: 1,024 trajectories of 64 states (2, 64, 64), 2.0 GiB (train 1.6 GiB, "
+        "valid 204 MiB, test 206 MiB); 4.0 GiB of disk while they are made\n"
+        "time: about 14 min with 2 workers, 64 of 64 blocks to simulate"
+    )
+    assert "about 14 min with 1 worker," in attrs.evolve(KOLMOGOROV, workers=1).time_line
+    unmeasured = attrs.evolve(KOLMOGOROV, seconds=None, missing=7)
+    assert unmeasured.time_line == "time: not measured, 7 of 64 blocks to simulate"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.01, "1 s"),
+        (99.4, "99 s"),
+        (99.6, "2 min"),
+        (840, "14 min"),
+        (5940, "99 min"),
+        (6000, "1.7 h"),
+        (10 * 3600, "10 h"),
+        (100 * 3600, "4.2 days"),
+    ],
+)
+def test_duration_text(seconds, text):
+    assert duration_text(seconds) == text
+
+
+def ask(system: System, path: Path, length: int = 12, **options) -> Preview:
+    config = DataConfig(trajectories=20, length=length, burn_in=3, **options)
+    system_config = {"name": type(system).__name__.lower()}
+    return preview(system, path, config, 1, system_config=system_config)
+
+
+def test_preview_is_what_is_then_made(tmp_path, monkeypatch):
+    length = 500
+    plan = ask(Wave(block_size=8), tmp_path, length=length, workers=8)
+    assert list(tmp_path.iterdir()) == []
+    assert (plan.blocks, plan.missing, plan.workers) == (3, 3, 3)
+    assert 0 < plan.seconds < 600
+
+    peak = []
+    remove = Parts.remove
+
+    def measure_then_remove(parts):
+        files = [path for path in parts.directory.rglob("*") if path.is_file()]
+        peak.append(sum(path.stat().st_size for path in files))
+        remove(parts)
+
+    monkeypatch.setattr(Parts, "remove", measure_then_remove)
+    make(Wave(block_size=8), tmp_path, length=length)
+    stores = {split: TrajectoryStore(tmp_path / f"{split}.h5") for split in SPLITS}
+    assert plan.shapes == {split: store.shape for split, store in stores.items()}
+    assert plan.sizes == {
+        split: 4 * store.read(slice(None)).numel() for split, store in stores.items()
+    }
+    assert plan.peak_disk <= peak[0] < 1.15 * plan.peak_disk  # the rest are headers and sums
+    after = ask(Wave(block_size=8), tmp_path, length=length)
+    assert (after.missing, after.time_line) == (0, "time: nothing is left to simulate")
+
+
+def test_preview_counts_what_is_missing(tmp_path):
+    interrupt(tmp_path)
+    plan = ask(Walk(), tmp_path, workers=2)
+    assert (plan.blocks, plan.missing, plan.rounds) == (5, 3, 2)
+    with pytest.raises(DataError, match=r"length \(12 there, 9 asked for\)"):
+        ask(Walk(), tmp_path, length=9)
+
+
+class Clock:
+    """Time that passes when the systems of these tests say so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@attrs.frozen(kw_only=True)
+class Timed(Wave):
+    """A compiled system: what its prior, a call, a step and a compilation take."""
+
+    clock: Clock
+    prior_seconds: float = 0.0
+    call: float = 0.0
+    step: float = 0.0
+    compilation: float = 0.0
+    compiled: set[int] = attrs.field(factory=set)
+
+    def prior(self, shape, generator):
+        self.clock.now += self.prior_seconds
+        return super().prior(shape, generator)
+
+    def trajectory(self, x, length, burn_in, generator):
+        self.clock.now += self.call + self.step * (length + burn_in)
+        if length not in self.compiled:
+            self.clock.now += self.compilation
+            self.compiled.add(length)
+        return super().trajectory(x, length, burn_in, generator)
+
+
+def test_time_of_long_steps_takes_two_of_them():
+    clock = Clock()
+    system = Timed(clock=clock, prior_seconds=2.0, step=3.0, compilation=20.0)
+    assert measure_seconds(system, 128, 32, clock) == pytest.approx(32 * (2 + 3 * 128))
+    assert clock.now == 2 * 2 + 20 + 2 * 3
+    assert measure_seconds(system, 128, 16, clock) == pytest.approx(16 * (2 + 3 * 128))
+
+
+def test_time_of_steps_is_told_from_that_of_the_call():
+    clock = Clock()
+    system = Timed(clock=clock, prior_seconds=0.01, call=0.05, step=1e-3, compilation=5.0)
+    seconds = measure_seconds(system, 2048, 64, clock)
+    assert seconds == pytest.approx(64 * (0.01 + 0.05 + 2.048))
+    assert clock.now < 0.05 * seconds
+
+
+def test_measuring_takes_a_small_share_of_a_short_simulation():
+    clock = Clock()
+    system = Timed(clock=clock, step=1e-5)
+    seconds = measure_seconds(system, 1000, 10, clock)
+    assert seconds == pytest.approx(0.1)
+    assert clock.now < 0.1 * seconds
+
+
+def test_time_of_a_whole_block_that_is_fast():
+    clock = Clock()
+    system = Timed(clock=clock, call=0.01, step=1e-5)
+    assert measure_seconds(system, 20, 1000, clock) == pytest.approx(1000 * 0.0102)
+
+
+def test_members_lost_while_measuring_do_not_matter():
+    clock = Clock()
+    system = Timed(clock=clock, step=1.0, limit=-100.0)
+    assert measure_seconds(system, 64, 1, clock) == pytest.approx(64.0)
+
+
+def test_a_tiny_simulation_is_not_measured():
+    clock = Clock()
+    assert measure_seconds(Timed(clock=clock, step=1.0), 15, 2, clock) is None
+    assert clock.now == 0
+
+
+@pytest.mark.parametrize(("workers", "rounds"), [(1, 3), (2, 2), (3, 1), (8, 1)])
+def test_says_beforehand_what_is_to_come(workers, rounds, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(
+        generate.__globals__, "measure_seconds", lambda system, steps, n: 60.0 * steps * n
+    )
+    monkeypatch.setitem(
+        generate.__globals__,
+        "_in_processes",
+        lambda system, parts, missing, workers: (make_part(system, parts, b) for b in missing),
+    )
+    interrupt(tmp_path)
+    make(Walk(), tmp_path, workers=workers, progress=True)
+    size, time_needed, *rest = capfd.readouterr().err.splitlines()
+    assert size == (
+        "data: 20 trajectories of 12 states (2, 4), 8 KiB (train 6 KiB, valid 768 bytes, "
+        "test 768 bytes); 15 KiB of disk while they are made"
+    )
+    used = min(workers, 3)
+    assert time_needed == (
+        f"time: about {15 * rounds} min with {used} worker{'s' * (used > 1)}, "
+        "3 of 5 blocks to simulate"
+    )
+    assert [line.split(":")[0] for line in rest] == ["simulating"]
+
+
+def test_dry_run_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--set=data.trajectories=200", "--set=data.length=100", "--set=data.burn_in=28"]
+    done = CliRunner().invoke(
+        make_app(default_manager()), ["simulate", "lorenz63", *options, "--dry-run"]
+    )
+    assert done.exit_code == 0
+    size, time_needed = done.stdout.splitlines()
+    assert size.startswith("data: 200 trajectories of 100 states (3,), 234 KiB (train 188 KiB,")
+    assert time_needed.startswith("time: about ")
+    assert time_needed.endswith(" with 1 worker, 2 of 2 blocks to simulate")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_statistics_are_those_of_the_training_split(uninterrupted):
     info = TrajectoryStore(uninterrupted / "test.h5").info
     train = TrajectoryStore(uninterrupted / "train.h5").read(slice(None)).double()
@@ -236,6 +506,15 @@ def test_errors_of_systems(wrong, error, message, tmp_path):
     with pytest.raises(error, match=message):
         make(Odd(wrong=wrong), tmp_path)
     assert not list(tmp_path.glob("*.h5"))
+
+
+def test_a_block_size_of_the_system_itself(tmp_path):
+    reported = []
+    path = make(Wave(block_size=7), tmp_path, progress=lambda *block: reported.append(block))
+    assert reported == [(1, 3), (2, 3), (3, 3)]
+    assert TrajectoryStore(path / "test.h5").info.recipe.block_size == 7
+    blocks = [simulate_block(Wave(block_size=7), 1, block, 12, 3) for block in range(3)]
+    assert torch.equal(states(path), torch.cat(blocks)[:20])
 
 
 def test_system_that_cannot_be_pickled(tmp_path):
@@ -329,7 +608,11 @@ def test_progress_lines_only_when_asked(tmp_path, capfd):
     make(Swing(), tmp_path / "a")
     assert capfd.readouterr() == ("", "")
     make(Swing(), tmp_path / "b", progress=True)
-    assert "simulating: done in" in capfd.readouterr().err
+    shown = capfd.readouterr().err
+    assert shown.startswith("data: 20 trajectories of 12 states (2,), 2 KiB")
+    assert "simulating: done in" in shown
+    make(Swing(), tmp_path / "b", progress=True)  # nothing to do, nothing to say
+    assert capfd.readouterr() == ("", "")
     make(Swing(), tmp_path / "c", progress=False)
     assert capfd.readouterr() == ("", "")
 

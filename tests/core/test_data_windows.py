@@ -1,4 +1,7 @@
+import itertools
 import pickle
+import threading
+import time
 
 import pytest
 import torch
@@ -6,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sda_core.data import TrajectoryStore, WindowDataset
+from sda_core.data.prefetch import prefetch
 from sda_core.errors import DataError
 
 from .data_systems import Swing, Walk, make
@@ -30,8 +34,8 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_lazy_and_in_memory_windows_are_the_same(store, window, batch_size, per_trajectory, seed):
     held = WindowDataset(store, window)
     lazy = WindowDataset(store, window, memory_limit=0)
-    assert held.in_memory
-    assert not lazy.in_memory
+    assert held.held_on == torch.device("cpu")
+    assert lazy.held_on is None
     arguments = (batch_size, per_trajectory)
     pairs = list(
         zip(
@@ -94,8 +98,87 @@ def test_windows_are_standardized(tmp_path):
 
 def test_the_limit_counts_all_states(store):
     size = 4 * 16 * 12 * 2 * 4
-    assert WindowDataset(store, 3, memory_limit=size).in_memory
-    assert not WindowDataset(store, 3, memory_limit=size - 1).in_memory
+    assert WindowDataset(store, 3, memory_limit=size).held_on is not None
+    assert WindowDataset(store, 3, memory_limit=size - 1).held_on is None
+
+
+@pytest.mark.parametrize(
+    ("free", "place"),
+    [
+        ({"meta": 10**9, "cpu": 10**9}, "meta"),
+        ({"meta": 10**3, "cpu": 10**9}, "cpu"),
+        ({"meta": 10**3, "cpu": 10**3}, None),
+    ],
+)
+def test_states_are_held_on_the_device_or_the_host_or_not_at_all(store, monkeypatch, free, place):
+    """On torch's device without memory, which stands for any other than the host."""
+    monkeypatch.setattr(
+        "sda_core.data.windows.available_memory", lambda device: free[torch.device(device).type]
+    )
+    windows = WindowDataset(store, 3, device="meta")
+    assert windows.held_on == (None if place is None else torch.device(place))
+    batches = list(windows.epoch(generator(), 6))
+    assert [(b.device.type, tuple(b.shape)) for b in batches] == [
+        ("meta", (n, 3, 2, 4)) for n in (6, 6, 4)
+    ]
+    if place is not None:
+        assert windows._states.device.type == place
+
+
+def _prefetching() -> bool:
+    return any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+
+
+def test_prefetched_items_come_in_order_from_another_thread():
+    threads = []
+
+    def items():
+        for i in range(20):
+            threads.append(threading.current_thread())
+            yield i
+
+    assert list(prefetch(items(), 3)) == list(range(20))
+    assert threading.current_thread() not in threads
+    assert not _prefetching()
+
+
+def test_prefetching_goes_ahead_but_not_too_far():
+    made = []
+    items = prefetch((made.append(i) or i for i in itertools.count()), 3)
+    assert next(items) == 0
+    until = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < until:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert made == [0, 1, 2, 3]  # the one that was taken, and three ahead
+    assert _prefetching()
+    items.close()
+    assert not _prefetching()
+
+
+def test_an_error_in_prefetching_comes_in_its_place():
+    items = prefetch((1 // (2 - i) for i in itertools.count()), 4)
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(items)
+    assert not _prefetching()
+
+
+def test_reading_in_the_background_ends_with_the_epoch(store, monkeypatch):
+    lazy = WindowDataset(store, 3, memory_limit=0)
+    epoch = lazy.epoch(generator(), 1)
+    next(epoch)
+    assert _prefetching()
+    epoch.close()
+    assert not _prefetching()
+
+    def damaged(*arguments):
+        raise DataError("trajectory 3 cannot be read")
+
+    monkeypatch.setattr(store, "read_windows", damaged)
+    with pytest.raises(DataError, match="trajectory 3 cannot be read"):
+        next(lazy.epoch(generator(), 4))
+    assert not _prefetching()
 
 
 def test_pickles_without_the_data(store):

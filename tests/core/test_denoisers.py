@@ -19,6 +19,7 @@ from sda_core.schedule import VE, VP, RectifiedFlow
 
 NAMES = list(PARAMETERIZATIONS)
 SCHEDULES = [VP(), VE(), RectifiedFlow()]
+PARTS = [(slice(3), 3), (slice(3, 8), 5)]
 
 
 def _randn(*shape, seed=0):
@@ -121,6 +122,27 @@ def test_loss(name, schedule, weights) -> None:
     assert sorted((t * 8).long().tolist()) == list(range(8))
     loss.backward()
     assert kernel.scale.grad is not None
+
+
+def test_the_loss_of_parts_is_that_of_the_whole() -> None:
+    denoiser = WindowDenoiser(Kernel(), VP(), 5, "edm")
+    x = _randn(8, 5, 3)
+    t, eps = denoiser.draw(x, torch.Generator().manual_seed(3))
+    parts = [denoiser.loss_at(x[i], t[i], eps[i]) * n / 8 for i, n in PARTS]
+    whole = denoiser.loss(x, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(sum(parts), whole)
+    assert parts[0] != parts[1]
+
+
+def test_the_loss_of_another_network() -> None:
+    kernel = Kernel()
+    denoiser = WindowDenoiser(kernel, VP(), 5, "x0")
+    x = _randn(8, 5, 3)
+    drawn = denoiser.draw(x, torch.Generator().manual_seed(3))
+    assert denoiser.loss_at(x, *drawn) > 0
+    kernel.calls.clear()
+    assert denoiser.loss_at(x, *drawn, network=lambda x_t, t: x + t[:, None, None] * 0) == 0
+    assert not kernel.calls
 
 
 def test_loss_on_a_grid_weighs_variables() -> None:

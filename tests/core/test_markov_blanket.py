@@ -9,10 +9,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser, fold_weights, window_starts
+from sda_core.denoiser import (
+    Denoiser,
+    MarkovBlanketDenoiser,
+    WindowDenoiser,
+    fold_weights,
+    window_starts,
+)
 from sda_core.errors import ConfigError, ShapeError
+from sda_core.guidance import GaussianLikelihood
+from sda_core.kernel import WindowShape
+from sda_core.method import peak_bytes
+from sda_core.observation import Select
 from sda_core.schedule import VP
-from sda_core.testing import GaussianDenoiser, gaussian_problem, linear_gaussian_moments
+from sda_core.testing import (
+    GaussianChain,
+    GaussianDenoiser,
+    gaussian_problem,
+    linear_gaussian_moments,
+)
+from sda_dps.mmps import MMPS
+from sda_mlp.mlp import MLP
 
 
 class Window(Denoiser):
@@ -129,6 +146,81 @@ def test_it_is_differentiable() -> None:
     composed = MarkovBlanketDenoiser(Window(5), 5, 2)
     t = torch.tensor(0.3, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: composed(x, t), x)
+
+
+@given(
+    sizes(),
+    st.sampled_from(["center", "average"]),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_chunks_change_neither_result_nor_gradient(size, fold, batch, chunk, one_time) -> None:
+    length, window, stride = size
+    inner = Window(window)
+    x = _x(batch, length, 2).requires_grad_()
+    t = _x(batch).sigmoid()
+    t = t[0] if one_time else t
+    whole = MarkovBlanketDenoiser(inner, window, stride, fold)(x, t)
+    inner.sizes.clear()
+    parts = MarkovBlanketDenoiser(inner, window, stride, fold, chunk_size=chunk)(x, t)
+    assert sum(inner.sizes) == batch * len(window_starts(length, window, stride))
+    assert max(inner.sizes) <= chunk
+    torch.testing.assert_close(parts, whole)
+    cotangent = _x(batch, length, 2).flip(0, 1)
+    gradients = [torch.autograd.grad(out, x, cotangent)[0] for out in (whole, parts)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_chunks_give_gradients_of_the_weights_too() -> None:
+    network = MLP(width=4, depth=1).build(WindowShape(window=5, variables=2))
+    inner = WindowDenoiser(network, VP(), 5).double()
+    inner.kernel.register_parameter("idle", torch.nn.Parameter(torch.ones(2)))
+    x, t = _x(2, 9, 2).requires_grad_(), torch.tensor(0.3, dtype=torch.float64)
+    found = []
+    for size in (None, 3):
+        inner.zero_grad()
+        MarkovBlanketDenoiser(inner, 5, chunk_size=size)(x, t).square().sum().backward()
+        idle = inner.kernel.idle.grad
+        assert idle is None or not idle.any()
+        found.append([p.grad for p in inner.parameters() if p.grad is not None and p.grad.any()])
+    assert len(found[0]) > 4
+    torch.testing.assert_close(*found)
+
+
+def test_chunks_under_many_backward_passes() -> None:
+    """MMPS goes back through one forward pass again and again."""
+    operator = Select(variables=["u"], every=3, std=0.3).bind(GaussianChain().spec, 12)
+    likelihood = GaussianLikelihood(operator=operator.operator, y=_x(4, 1), std=operator.std)
+    x, t = _x(3, 12, 2), torch.tensor(0.3, dtype=torch.float64)
+    whole, parts = (
+        MMPS()(MarkovBlanketDenoiser(Window(5), 5, 2, chunk_size=size), likelihood)(x, t)
+        for size in (None, 4)
+    )
+    torch.testing.assert_close(parts, whole)
+
+
+@pytest.mark.parametrize("fold", ["center", "average"])
+def test_memory_for_activations_is_that_of_one_chunk(fold) -> None:
+    kept = 2**20
+
+    class Wide(Denoiser):
+        """Keeps 3 arrays of this many bytes for the backward pass of each window."""
+
+        def forward(self, x_t, t):
+            h = x_t.mean((1, 2))[:, None].expand(-1, kept // 4)
+            return x_t + h.sin().sin().sin().mean(1)[:, None, None]
+
+    def peak(length, chunk):
+        x = torch.zeros(2, length, 1, requires_grad=True)
+        denoiser = MarkovBlanketDenoiser(Wide(VP()), 5, 2, fold, chunk)
+        t = torch.tensor(0.5)
+        return peak_bytes(lambda: torch.autograd.grad(denoiser(x, t).sum(), x)) / kept
+
+    assert peak(25, None) > 3 * 22  # 2 members of 11 windows
+    one = peak(25, 4)
+    assert 3 * 4 <= one < 6 * 4
+    assert peak(105, 4) < 1.05 * one
 
 
 def test_wider_windows_are_closer_to_the_truth() -> None:

@@ -84,7 +84,7 @@ def test_errors(tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"model.json cannot be read .*: train again"):
         TrainedModel.load(tmp_path)
     description.write_text(json.dumps(good | {"schema": 99}))
-    with pytest.raises(CheckpointError, match=r"has schema 99, and this version .* reads 1"):
+    with pytest.raises(CheckpointError, match=r"has schema 99, and this version .* reads 2"):
         TrainedModel.load(tmp_path)
     description.write_text(json.dumps(good | {"kernel": {"name": "mlp", "width": 9}}))
     with pytest.raises(CheckpointError, match="holds the weights of another network"):

@@ -52,10 +52,12 @@ def test_predictor_corrector_is_that_of_the_original_code(schedule, corrections,
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_ddim_without_noise_is_the_exponential_predictor(schedule) -> None:
-    a = DDIM(steps=9, denoise_final=False).sample(_denoiser(schedule), (3, 4, 2), _noise())
-    b = PredictorCorrector(steps=9).sample(_denoiser(schedule), (3, 4, 2), _noise())
-    assert torch.equal(a, b)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_is_the_predictor(schedule, eta: float) -> None:
+    a = DDIM(steps=9, eta=eta, denoise_final=False)
+    b = PredictorCorrector(steps=9, eta=eta)
+    shape = (3, 4, 2)
+    assert torch.equal(*(s.sample(_denoiser(schedule), shape, _noise()) for s in (a, b)))
 
 
 def test_ddpm_draws_from_the_gaussian_between() -> None:

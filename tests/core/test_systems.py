@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
 import torch
 
-from sda_core.errors import ConfigError, SimulationError
+from sda_core.errors import ConfigError, SimulationError, SimulationWarning
+from sda_core.random import seeded_generator
 from sda_core.system import (
     Axis,
     HasLogProb,
@@ -18,9 +20,9 @@ from sda_core.system import (
     simulate_block,
     trajectory,
 )
-from sda_core.testing import GaussianChain
+from sda_core.testing import GaussianChain, check_system
 
-from .data_systems import Swing, Walk
+from .data_systems import Swing, Walk, Wave
 
 
 def test_spec() -> None:
@@ -73,17 +75,70 @@ def test_substeps_make_one_step() -> None:
     torch.testing.assert_close(coarse, fine, rtol=1e-5, atol=1e-5)
 
 
-def test_blocks_that_run_away_are_reported() -> None:
-    class Runaway(Swing):
-        def transition(self, x, generator):
-            return torch.where(torch.arange(len(x))[:, None] == 3, torch.inf, x)
+@attrs.frozen(kw_only=True)
+class Runaway(Swing):
+    """Loses the first ``lost`` members, whatever they are."""
 
-    with pytest.raises(SimulationError, match=r"members \[3\] of 8 left .* within 5 steps of dt"):
+    lost: int = 1
+
+    def transition(self, x, generator):
+        return torch.where(torch.arange(len(x))[:, None] < self.lost, torch.inf, x)
+
+
+def test_trajectories_that_run_away_are_an_error() -> None:
+    with pytest.raises(SimulationError, match=r"members \[0\] of 8 left .* within 5 steps of dt"):
         trajectory(Runaway(), torch.zeros(8, 2), 3, torch.Generator(), burn_in=2)
-    with pytest.raises(SimulationError, match=r"seed 9, trajectories 16 to 23: Runaway: members"):
-        simulate_block(Runaway(), 9, 2, 3)
+
+
+def draw(system: Wave, seed: int, block: int, *attempt: int) -> torch.Tensor:
+    """Three states of a block after a burn-in of two, whether finite or not."""
+    generator = seeded_generator(seed, block, *attempt)
+    return system.trajectory(system.prior((system.block_size,), generator), 3, 2, generator)
+
+
+def test_lost_members_are_drawn_again_and_the_others_are_untouched() -> None:
+    system = Wave(limit=2.3)
+    with pytest.warns(SimulationWarning) as warned:
+        x = simulate_block(system, 1, 2, 3, burn_in=2)
+    assert [str(warning.message) for warning in warned] == [
+        "seed 1, trajectories [9, 10]: Wave left the range of finite numbers; drawn again, "
+        "attempt 1 of 3",
+        "seed 1, trajectories [10]: Wave left the range of finite numbers; drawn again, "
+        "attempt 2 of 3",
+    ]
+    first = draw(system, 1, 2)
+    assert first.isfinite().flatten(1).all(1).tolist() == [True, False, False, True]
+    assert torch.equal(x[[0, 3]], first[[0, 3]])
+    assert torch.equal(x[1], draw(system, 1, 2, 1)[1])
+    assert torch.equal(x[2], draw(system, 1, 2, 2)[2])
+
+
+def test_blocks_without_loss_are_silent(recwarn) -> None:
+    assert torch.equal(simulate_block(Wave(), 1, 2, 3, burn_in=2), draw(Wave(), 1, 2))
+    assert not recwarn
+
+
+def test_members_lost_however_often_they_are_drawn() -> None:
+    messages: list[str] = []
+    message = (
+        r"seed 9, trajectories 16 to 23: drawn again 3 times, Runaway: members \[0\] of 8 left"
+    )
+    with pytest.raises(SimulationError, match=message):
+        simulate_block(Runaway(), 9, 2, 3, on_redraw=messages.append)
+    assert [message[-14:] for message in messages] == [f"attempt {i} of 3" for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("lost", "redraws"), [(4, 3), (5, 0)])
+def test_most_members_lost_is_no_accident(lost, redraws) -> None:
+    messages: list[str] = []
+    with pytest.raises(SimulationError, match=r"of 8 left .* Use a smaller time step"):
+        simulate_block(Runaway(lost=lost), 9, 2, 3, on_redraw=messages.append)
+    assert len(messages) == redraws
 
 
 def test_grid_systems() -> None:
     walk = Walk()
     assert simulate_block(walk, 0, 0, 3).shape == (4, 3, 2, 4)
+    wave = Wave(block_size=3)  # of its own, not the class's
+    assert simulate_block(wave, 0, 0, 7).shape == (3, 7, 2, 3, 5)
+    check_system(wave)

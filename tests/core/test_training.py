@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sda_core.config import structure
 from sda_core.data import TrajectoryStore, WindowDataset
@@ -87,10 +89,31 @@ def test_it_depends_on_its_seed_alone(windows) -> None:
     assert not _same(runs[0], runs[2])
 
 
+def test_resuming_keeps_the_memory_layout_of_weights(windows) -> None:
+    def trainer() -> Trainer:
+        made = _trainer(windows, epochs=4)
+        for weight in made.denoiser.parameters():
+            if weight.ndim == 2:
+                weight.data = weight.data.T.contiguous().T
+        return made
+
+    whole, first, second = trainer(), trainer(), trainer()
+    list(whole.epochs())
+    next(epochs := first.epochs())
+    next(epochs)
+    second.load_state_dict(*first.state_dict())
+    for weight, state in second.optimizer.state.items():
+        assert state["exp_avg"].stride() == weight.stride()
+    list(second.epochs())
+    assert _same(whole, second)
+
+
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
-@pytest.mark.parametrize("ema", [None, 0.9])
-def test_resuming_is_bit_for_bit_the_same(windows, tmp_path, ema, decay) -> None:
-    settings = {"ema": ema, "decay": decay, "warmup_steps": 3, "clip_norm": 0.5, "dropout": 0.2}
+@pytest.mark.parametrize(
+    "more", [{"ema": None}, {"ema": 0.9}, {"ema": 0.9, "accumulate": 2, "precision": "bfloat16"}]
+)
+def test_resuming_is_bit_for_bit_the_same(windows, tmp_path, more, decay) -> None:
+    settings = {"decay": decay, "warmup_steps": 3, "clip_norm": 0.5, "dropout": 0.2} | more
     whole = _trainer(windows, **settings)
     expected = list(whole.epochs())
     first = _trainer(windows, **settings)
@@ -109,25 +132,24 @@ def test_resuming_is_bit_for_bit_the_same(windows, tmp_path, ema, decay) -> None
 
 
 def test_moving_average(windows) -> None:
-    trainer = _trainer(windows, ema=0.6, epochs=2)
-    current, steps = [], []
-    update = trainer.ema.update_parameters
-
-    def record(model) -> None:
-        current.append([p.detach().clone() for p in model.parameters()])
-        update(model)
-        steps.append([p.detach().clone() for p in trainer.best_denoiser.parameters()])
-
-    trainer.ema.update_parameters = record
+    trainer = _trainer(windows, ema=0.3, epochs=2, learning_rate=0.1)
+    trainer.denoiser.register_buffer("counter", torch.tensor(7.0))
+    trainer.averaged.register_buffer("counter", torch.tensor(0.0))
+    current = []
+    trainer.optimizer.register_step_post_hook(
+        lambda optimizer, *_: current.append(
+            [p.detach().clone() for p in trainer.denoiser.parameters()]
+        )
+    )
     list(trainer.epochs())
-    assert len(steps) == 8
+    assert len(current) == 8
     average = current[0]
-    for n, (weights, seen) in enumerate(zip(current, steps, strict=True)):
-        if n:
-            decay = min(0.6, (1 + n) / (10 + n))
-            average = [decay * a + (1 - decay) * w for a, w in zip(average, weights, strict=True)]
-        for a, b in zip(average, seen, strict=True):
-            torch.testing.assert_close(a, b)
+    for n, weights in enumerate(current[1:], start=1):
+        decay = min(0.3, (1 + n) / (10 + n))
+        average = [decay * a + (1 - decay) * w for a, w in zip(average, weights, strict=True)]
+    for a, b in zip(average, trainer.best_denoiser.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert trainer.averaged.counter == 7
     assert trainer.best_denoiser is not trainer.denoiser
     assert _trainer(windows).best_denoiser is not None
 
@@ -140,6 +162,108 @@ def test_validation_is_of_the_averaged_weights(windows) -> None:
         for p in trainer.denoiser.parameters():
             p.zero_()
     assert trainer.validate() == averaged
+
+
+class Doubled(WindowDataset):
+    """Windows in double precision, in which equal gradients can be told from similar ones."""
+
+    def epoch(self, *arguments, **more):
+        return (batch.double() for batch in super().epoch(*arguments, **more))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(windows) -> None:
+    doubled = [Doubled(split.store, WINDOW) for split in windows]
+    trainers = {n: _trainer(doubled, batch_size=9, accumulate=n, epochs=3) for n in (1, 3, 9)}
+    gradients, metrics = {}, {}
+    for n, trainer in trainers.items():
+        trainer.denoiser.double()
+        seen = gradients[n] = []
+        calls = []
+        trainer.denoiser.kernel.register_forward_pre_hook(
+            lambda _, inputs, calls=calls: calls.append(len(inputs[0]))
+        )
+        trainer.optimizer.register_step_pre_hook(
+            lambda optimizer, *_, seen=seen: seen.append(
+                torch.cat([p.grad.flatten() for p in optimizer.param_groups[0]["params"]])
+            )
+        )
+        metrics[n] = [m.loss for m in trainer.epochs()]
+        # 32 windows are three batches of 9 and one of 5.
+        batches = {1: [9, 9, 9, 5], 3: [3] * 9 + [2, 2, 1], 9: [1] * 32}[n]
+        assert calls[: len(batches)] == batches
+        assert len(seen) == 3 * 4
+    for n in (3, 9):
+        torch.testing.assert_close(gradients[n], gradients[1], rtol=1e-9, atol=1e-12)
+        assert metrics[n] == pytest.approx(metrics[1], rel=1e-6)
+
+
+def test_bfloat16_is_for_the_network_in_training_alone(windows) -> None:
+    full = _trainer(windows, ema=0.9, epochs=20)
+    half = _trainer(windows, ema=0.9, epochs=20, precision="bfloat16")
+    assert half.validate() == full.validate()
+    seen = []
+    half.denoiser.kernel.layers.register_forward_hook(
+        lambda module, inputs, output: seen.append((inputs[0].dtype, output.dtype))
+    )
+    a, b = (torch.tensor([m.loss for m in t.epochs()]) for t in (full, half))
+    assert set(seen) == {(torch.float32, torch.bfloat16)}
+    assert len(seen) == half.num_steps  # the validation is of the averaged network
+    assert not torch.equal(a, b)
+    torch.testing.assert_close(a, b, rtol=0.02, atol=0)
+    assert {v.dtype for v in half.state_dict()[0].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_compiling_changes_neither_names_nor_results(windows, monkeypatch, ema) -> None:
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    settings = {"batch_size": 12, "epochs": 3, "ema": ema, "validate_every": 1}
+    plain = _trainer(windows, **settings)
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    compiled = _trainer(windows, compile=True, **settings)
+    names = list(compiled.denoiser.state_dict())
+    expected, metrics = (list(trainer.epochs()) for trainer in (plain, compiled))
+    # One graph for the batches of 12, one for the last of 8, and none for the validation.
+    assert len(graphs) == 2
+    assert list(compiled.denoiser.state_dict()) == names == list(plain.denoiser.state_dict())
+    for a, b in zip(expected, metrics, strict=True):
+        assert (a.loss, a.valid_loss) == pytest.approx((b.loss, b.valid_loss), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_compiling_for_this_machine(windows) -> None:
+    settings = {"batch_size": 16, "epochs": 2, "ema": 0.9, "precision": "bfloat16"}
+    plain, compiled = (_trainer(windows, compile=c, **settings) for c in (False, True))
+    torch._dynamo.reset()
+    for a, b in zip(plain.epochs(), compiled.epochs(), strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=0.01)
+
+
+class Synchronizations(TorchDispatchMode):
+    """Counts values that the host asks of a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_the_device_once_in_an_epoch(windows) -> None:
+    settings = {"ema": 0.9, "clip_norm": 1.0, "accumulate": 2, "variable_weights": (1.0, 2.0)}
+    for precision in ("float32", "bfloat16"):
+        trainer = _trainer(windows, epochs=2, precision=precision, **settings)
+        assert trainer.steps_per_epoch == 4
+        epochs = trainer.epochs()
+        for expected in (1, 2):  # the loss, and where there is a validation its loss
+            with Synchronizations() as seen:
+                next(epochs)
+            assert seen.count == expected
 
 
 @pytest.mark.parametrize(
@@ -207,6 +331,10 @@ def test_errors(windows, tmp_path) -> None:
         structure(TrainConfig, {"variable_weights": [1.0, -1.0]})
     with pytest.raises(ConfigError, match=r"ema: got .*allowed: from 0 to 1"):
         structure(TrainConfig, {"ema": 1.5})
+    with pytest.raises(
+        ConfigError, match=r"accumulate = 5 does not divide batch_size = 64: choose a divisor"
+    ):
+        structure(TrainConfig, {"accumulate": 5})
 
 
 def test_checkpoint_errors(tmp_path) -> None:
@@ -227,6 +355,6 @@ def test_checkpoint_errors(tmp_path) -> None:
     from safetensors.torch import save_file
 
     save_file({"x": torch.arange(3)}, path, {"schema": "99"})
-    with pytest.raises(CheckpointError, match=r"has schema 99, and this version .* reads 1"):
+    with pytest.raises(CheckpointError, match=r"has schema 99, and this version .* reads 2"):
         load_checkpoint(path, {})
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -39,6 +39,10 @@ class SimulationError(SDAError, ArithmeticError):
     """A simulated trajectory left the range of finite numbers."""
 
 
+class SimulationWarning(UserWarning):
+    """A simulated trajectory left the range of finite numbers and was drawn again."""
+
+
 class AssimilationError(SDAError):
     """An assimilation cannot be done as asked, or produced values that are not finite."""
 

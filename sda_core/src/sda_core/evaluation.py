@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sda_core.method import Problem
@@ -13,9 +14,11 @@ SCORES = {
     "log_prior": "E log p(x)",
     "log_prior_median": "median log p(x)",
     "log_likelihood": "E log p(y|x)",
+    "residual_std": "residual std / observation std",
     "wasserstein1": "W1 to the reference",
     "rmse": "RMSE of the mean",
     "spread": "spread",
+    "spread_skill": "spread / RMSE",
     "crps": "CRPS",
     "coverage_90": "90 % coverage",
 }
@@ -34,21 +37,31 @@ def evaluate_ensemble(
     Returns:
         Scores by the names of :data:`SCORES`, as far as they are defined: log-prior (mean and
         median over members, of x_2:L given x_1) for systems with ``log_prob``, mean log-likelihood,
-        Wasserstein-1 distance to the reference, and, where the truth is known, RMSE, spread, fair
-        CRPS and the coverage of the central 90 % interval.
+        the residual A(x) - y (root mean square over members and entries, each in units of its
+        observation std: 1 for the truth on average), Wasserstein-1 distance to the reference, and,
+        where the truth is known, RMSE, spread, their ratio, fair CRPS and the coverage of the
+        central 90 % interval. An ensemble of equal members is a point estimate, and has no spread
+        and no coverage.
     """
     scores: dict[str, float] = {}
     if isinstance(problem.system, HasLogProb):
         log_p = log_prior(problem.system, ensemble)
         scores["log_prior"] = float(log_p.mean())
         scores["log_prior_median"] = float(log_p.median())
-    log_likelihood = problem.observation.log_prob(problem.y, ensemble.double())
-    scores["log_likelihood"] = float(log_likelihood.mean())
+    A, y, std = problem.observation.operator, problem.y, problem.observation.std
+    # Member by member: operators may need much more memory than what they give.
+    residual = [((A(x.double()) - y) / std).square().mean() for x in ensemble]
+    log_likelihood = [problem.observation.log_prob(y, x.double()) for x in ensemble]
+    scores["log_likelihood"] = float(torch.stack(log_likelihood).mean())
+    scores["residual_std"] = float(torch.stack(residual).mean().sqrt())
     if reference is not None:
         scores["wasserstein1"] = wasserstein1(ensemble, reference)
     if problem.truth is not None:
-        scores["rmse"] = rmse(ensemble, problem.truth)
-        scores["spread"] = spread(ensemble)
+        scores["rmse"] = error = rmse(ensemble, problem.truth)
         scores["crps"] = crps(ensemble, problem.truth)
-        scores["coverage_90"] = coverage(ensemble, problem.truth)
+        if bool((ensemble != ensemble[0]).any()):
+            scores["spread"] = width = spread(ensemble)
+            if error > 0:
+                scores["spread_skill"] = width / error
+            scores["coverage_90"] = coverage(ensemble, problem.truth)
     return scores

@@ -53,6 +53,9 @@ class AssimilateConfig:
 class EvaluateConfig:
     """What the posterior is compared with."""
 
+    baseline: Method | None = option(
+        default=None, help="a simple method to do better than, e.g. interpolation"
+    )
     reference: Method | None = option(
         default=None, help="a method whose ensemble counts as the truth, e.g. particle-filter"
     )

@@ -8,6 +8,7 @@ that of the installed components named in it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import attrs
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sda_core.config import at_least, component, option, structure, unstructure
 from sda_core.data import Standardization
@@ -31,7 +32,7 @@ from sda_core.kernel import Kernel, WindowShape
 from sda_core.schedule import Schedule
 from sda_core.system import Axis, SystemSpec, Variable
 
-MODEL_SCHEMA = 1
+MODEL_SCHEMA = 2
 
 
 @component
@@ -50,6 +51,9 @@ class ModelConfig:
     fold: FoldName = option(default="center", help="how windows become a trajectory")
     parameterization: ParameterizationName = option(
         default="eps", help="what the kernel's output means"
+    )
+    context: tuple[str, ...] = option(
+        default=(), help="names of the system's static fields that the kernel is given"
     )
     chunk_size: int | None = option(
         default=None, check=at_least(1), help="windows evaluated at once; all if not set"
@@ -83,14 +87,36 @@ class TrainedModel:
 
     @classmethod
     def create(
-        cls, kernel: Kernel, schedule: Schedule, config: ModelConfig, spec: SystemSpec
+        cls,
+        kernel: Kernel,
+        schedule: Schedule,
+        config: ModelConfig,
+        spec: SystemSpec,
+        fields: Mapping[str, Tensor] | None = None,
     ) -> TrainedModel:
-        """A model with random weights from torch's current seed."""
+        r"""A model with random weights from torch's current seed.
+
+        Args:
+            kernel: Configuration of the network.
+            schedule: The noise schedule.
+            config: How windows are made and composed.
+            spec: What the states are, with mean and std.
+            fields: Static fields that ``config.context`` may name, each (\*S).
+
+        Raises:
+            ConfigError: The context asked for does not exist, or the kernel takes none.
+        """
+        context = _context(kernel, config.context, fields or {})
         shape = WindowShape(
-            window=config.window, variables=len(spec.variables), grid=spec.grid_shape
+            window=config.window,
+            variables=len(spec.variables),
+            grid=spec.grid_shape,
+            context=len(config.context),
         )
         network = kernel.build(shape)
-        denoiser = WindowDenoiser(network, schedule, config.window, config.parameterization)
+        denoiser = WindowDenoiser(
+            network, schedule, config.window, config.parameterization, context
+        )
         return cls(config=config, kernel=kernel, denoiser=denoiser, spec=spec)
 
     @property
@@ -117,7 +143,7 @@ class TrainedModel:
     def save(self, directory: Path) -> None:
         """Write the model; the description comes last, so that half a model is none."""
         directory.mkdir(parents=True, exist_ok=True)
-        state = {k: v.contiguous() for k, v in self.denoiser.kernel.state_dict().items()}
+        state = {k: v.contiguous() for k, v in self.denoiser.state_dict().items()}
         with replace_file(directory / "model.safetensors") as temporary:
             save_file(state, temporary)
         description = {
@@ -136,12 +162,12 @@ class TrainedModel:
 
         Args:
             directory: Where it was saved.
-            config: Composition to use instead of the saved one; window and parameterization must
-                be the same.
+            config: Composition to use instead of the saved one; window, parameterization and
+                context must be the same.
 
         Raises:
             CheckpointError: There is no model, it is damaged, or it was trained with another
-                window, parameterization or schema.
+                window, parameterization, context or schema.
         """
         path = directory / "model.json"
         if not path.is_file():
@@ -157,21 +183,43 @@ class TrainedModel:
             )
         saved: ModelConfig = structure(ModelConfig, description["model"], path="model")
         config = config or saved
-        for key in ("window", "parameterization"):
+        for key in ("window", "parameterization", "context"):
             asked, trained = getattr(config, key), getattr(saved, key)
             if asked != trained:
                 raise CheckpointError(
                     f"model.{key} = {asked!r}, but the model in {directory} was trained with "
                     f"{trained!r}: set it to that, or train again"
                 )
+        spec = spec_from_json(description["spec"])
+        # Placeholders: the fields themselves come with the weights.
+        fields = {name: torch.zeros(spec.grid_shape) for name in config.context}
         model = cls.create(
             structure(Kernel, description["kernel"], path="kernel"),
             structure(Schedule, description["schedule"], path="schedule"),
             config,
-            spec_from_json(description["spec"]),
+            spec,
+            fields,
         )
-        load_weights(model.denoiser.kernel, directory / "model.safetensors")
+        load_weights(model.denoiser, directory / "model.safetensors")
         return attrs.evolve(model, provenance=description["provenance"])
+
+
+def _context(kernel: Kernel, names: tuple[str, ...], fields: Mapping[str, Tensor]) -> Tensor | None:
+    """The named fields as one tensor, (K, grid)."""
+    if not names:
+        return None
+    if not kernel.takes_context:
+        raise ConfigError(
+            f"model.context = {list(names)}, but {type(kernel).__name__} takes no context: leave "
+            "model.context out, or choose a kernel that does, such as 'unet'"
+        )
+    missing = [name for name in names if name not in fields]
+    if missing:
+        raise ConfigError(
+            f"model.context names {missing}, but the system's static fields are "
+            f"{sorted(fields) or 'none'}"
+        )
+    return torch.stack([fields[name].float() for name in names])
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -26,7 +26,10 @@ _COMPONENTS = {
         "ddpm": ("ddpm:DDPM", "Ancestral steps"),
     },
     "observation": {
-        "select": ("select:Select", "Some variables at every n-th step"),
+        "select": ("select:Select", "Some variables at every n-th step and grid point"),
+        "coarsen": ("coarsen:Coarsen", "Means over blocks of the grid"),
+        "sensors": ("sensors:Sensors", "A fixed network of random grid points"),
+        "region": ("region:Region", "The grid points in a box, or outside of it"),
         "mask": ("mask:Mask", "The entries that a mask marks"),
         "index": ("index:Index", "An arbitrary set of entries"),
         "linear": ("linear:Linear", "A matrix times the state"),
@@ -37,6 +40,10 @@ _COMPONENTS = {
     "method": {
         "sda": ("sda:SDA", "Score-based data assimilation (Rozet & Louppe 2023)"),
         "particle-filter": ("particle_filter:ParticleFilter", "Bootstrap particle filter"),
+        "interpolation": (
+            "interpolation:Interpolation",
+            "Smoothing splines through the observations: a point estimate, without dynamics",
+        ),
     },
 }
 

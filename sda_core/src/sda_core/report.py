@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import jinja2
 from torch import Tensor
@@ -12,76 +11,113 @@ from torch import Tensor
 from sda_core import figures
 from sda_core.config import dump_toml, unstructure
 from sda_core.evaluation import SCORES
+from sda_core.figures import Picture
 from sda_core.files import write_text
 from sda_core.method import Problem
+from sda_core.metrics import rank_histogram, spread_skill_curve
 from sda_core.rundir import Run
 
 Scores = Mapping[str, Mapping[str, float]]
 
+#: Smaller ensembles have too few ranks to tell whether they are calibrated.
+_CALIBRATION_MEMBERS = 8
+
 
 def write_report(
-    run: Run, problem: Problem, posterior: Tensor, reference: Tensor | None, scores: Scores
+    run: Run, problem: Problem, ensembles: Mapping[str, Tensor], scores: Scores
 ) -> None:
     """Write ``figures/`` and ``report.html``.
 
     Args:
         run: The run.
         problem: The problem.
-        posterior: Posterior ensemble, physical units.
-        reference: Reference ensemble, if there is one.
+        ensembles: Ensembles in physical units: ``posterior`` and, if there are any, ``baseline``
+            and ``reference``.
         scores: Scores by name for each ensemble.
     """
-    spec = problem.system.spec
-    made: list[tuple[str, str, Any]] = [
-        (
-            "posterior",
-            "Each variable over time. The band holds 90 % of the members; dashed lines hold 90 % "
-            "of the reference.",
-            figures.posterior_series(problem, posterior, reference),
-        ),
-        (
-            "observations",
-            "Left: what was observed, and what the members say of it. Right: the misfit in units "
-            "of the noise; a calibrated posterior fits its observations a little more closely than "
-            "N(0, 1).",
-            figures.observations(problem, posterior),
-        ),
-        (
-            "learning-curve",
-            "Denoising loss.",
-            figures.learning_curve(run.directory / "metrics.jsonl"),
-        ),
-    ]
-    if len(spec.axes) == 1:
-        made.insert(1, ("fields", "Truth, mean and spread.", figures.fields(problem, posterior)))
-    if not spec.axes:
-        caption = "Single members: each is a trajectory that the data allow."
-        made.insert(1, ("members", caption, figures.members(problem, posterior, reference)))
-    pictures = []
-    for name, caption, figure in made:
-        if figure is not None:
-            figures.save(figure, run.directory / "figures" / f"{name}.png")
-            pictures.append((f"figures/{name}.png", name, caption))
+    made = run.manager.hook.sda_figures(run=run, problem=problem, ensembles=ensembles)
+    pictures = [picture for more in made for picture in more]
+    if not pictures and len(problem.system.spec.axes) == 2:
+        pictures = figures.variable_pictures(problem, ensembles["posterior"])
+    pictures += _pictures(run, problem, ensembles)
+    folder = run.directory / "figures"
+    names = {}
+    if run.experiment.evaluate.baseline is not None:
+        _, names["baseline"] = run.manager.name_of(type(run.experiment.evaluate.baseline))
     page = _TEMPLATE.render(
         title=run.experiment.title or str(run.directory),
-        columns=list(scores),
+        columns=[names.get(column, column) for column in scores],
         rows=score_rows(scores),
-        pictures=pictures,
+        pictures=[(picture.save(folder).name, picture) for picture in pictures],
         config=dump_toml(unstructure(run.experiment, manager=run.manager)),
         provenance=json.dumps(run.provenance(), indent=2),
+        baseline=names.get("baseline"),
         reference=run.experiment.evaluate.reference is not None,
     )
     write_text(run.directory / "report.html", page)
 
 
+def _pictures(run: Run, problem: Problem, ensembles: Mapping[str, Tensor]) -> Iterator[Picture]:
+    """What is shown of every system."""
+    posterior, reference = ensembles["posterior"], ensembles.get("reference")
+    axes = problem.system.spec.axes
+    yield Picture(
+        name="posterior",
+        caption="Each variable over time. The band holds 90 % of the members; dashed lines hold "
+        "90 % of the reference.",
+        figure=figures.posterior_series(problem, ensembles),
+    )
+    if not axes:
+        yield Picture(
+            name="members",
+            caption="Single members: each is a trajectory that the data allow.",
+            figure=figures.members(problem, posterior, reference),
+        )
+    if len(axes) == 1:
+        yield Picture(
+            name="fields",
+            caption="Truth, mean and spread.",
+            figure=figures.fields(problem, posterior),
+        )
+    yield Picture(
+        name="observations",
+        caption="Left: what was observed, and what the members say of it. Right: the misfit in "
+        "units of the noise; a calibrated posterior fits its observations a little more closely "
+        "than N(0, 1).",
+        figure=figures.observations(problem, posterior),
+    )
+    if problem.truth is not None and len(posterior) >= _CALIBRATION_MEMBERS:
+        yield Picture(
+            name="rank-histogram",
+            caption="Rank of the truth among the members, over all times, variables and places. "
+            "U-shaped: the members are too sure. A hump: not sure enough. A slope: biased.",
+            figure=figures.rank_histogram_figure(rank_histogram(posterior, problem.truth)),
+        )
+        yield Picture(
+            name="spread-skill",
+            caption="Where the members disagree more, the mean should be wrong by as much. Above "
+            "the diagonal they are too sure.",
+            figure=figures.spread_skill_figure(*spread_skill_curve(posterior, problem.truth)),
+        )
+    loss = figures.learning_curve(run.directory / "metrics.jsonl")
+    if loss is not None:
+        yield Picture(name="learning-curve", caption="Denoising loss.", figure=loss)
+
+
 def score_rows(scores: Scores) -> list[tuple[str, list[str]]]:
     """Rows of a table of scores: what it is, and its value for each ensemble."""
+    given = dict.fromkeys(key for values in scores.values() for key in values)
     rows = []
-    for key, label in SCORES.items():
+    for key in sorted(given, key=_position):
         values = [s.get(key) for s in scores.values()]
-        if any(v is not None for v in values):
-            rows.append((label, ["" if v is None else f"{v:.3g}" for v in values]))
+        label = SCORES.get(key, key.replace("_", " "))
+        rows.append((label, ["" if v is None else f"{v:.3g}" for v in values]))
     return rows
+
+
+def _position(key: str) -> int:
+    """The core's scores in their order, then those of plugins."""
+    return list(SCORES).index(key) if key in SCORES else len(SCORES)
 
 
 _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""\
@@ -109,12 +145,15 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""\
 <tr><td>{{ label }}</td>{% for v in values %}<td>{{ v }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
+{% if baseline %}<p>"{{ baseline }}" is a baseline: a simple method on the same observations.</p>
+{% endif %}
 {% if reference %}<p>W1 is the distance to one run of the reference method; the column "reference"
 is a second, independent run of it, so its W1 is what a perfect posterior of this size would
 have.</p>{% endif %}
 <h2>Figures</h2>
-{% for path, name, caption in pictures %}
-<figure><img src="{{ path }}" alt="{{ name }}"><figcaption>{{ caption }}</figcaption></figure>
+{% for file, picture in pictures %}
+<figure><img src="figures/{{ file }}" alt="{{ picture.name }}">
+<figcaption>{{ picture.caption }}</figcaption></figure>
 {% endfor %}
 <h2>How it was made</h2>
 <details><summary>Configuration</summary><pre>{{ config }}</pre></details>

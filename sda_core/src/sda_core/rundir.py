@@ -44,6 +44,8 @@ RESULTS = {
 IGNORES: dict[str, dict[str, tuple[str, ...]]] = {
     "simulate": {"data": ("workers",)},
     "train": {"model": ("stride", "fold", "chunk_size"), "train": ("checkpoint_every",)},
+    "sample": {"model": ("chunk_size",)},
+    "assimilate": {"model": ("chunk_size",), "method": ("batch_size", "memory")},
 }
 
 

@@ -7,8 +7,10 @@ configuration is not done again by :func:`run`.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -18,18 +20,20 @@ from torch import Tensor
 from sda_core import labelled
 from sda_core.config import unstructure
 from sda_core.data import TrajectoryStore, WindowDataset, generate, split_path
+from sda_core.data.generate import preview as preview_data
+from sda_core.data.preview import Preview
 from sda_core.errors import ConfigError, StoppedError
 from sda_core.evaluation import evaluate_ensemble
 from sda_core.experiment import AssimilateConfig, Experiment
 from sda_core.files import write_text
 from sda_core.interrupt import stop_request
-from sda_core.method import Method, Problem, Toolbox
+from sda_core.method import Method, Problem, Toolbox, sample_members
 from sda_core.metrics import log_prior
 from sda_core.model import TrainedModel
 from sda_core.progress import ProgressOption, reporting
-from sda_core.random import MemberNoise, seeded_generator
+from sda_core.random import seeded_generator
 from sda_core.rundir import Run, device
-from sda_core.system import HasLogProb
+from sda_core.system import HasContext, HasLogProb
 from sda_core.training import Trainer, load_checkpoint, save_checkpoint
 
 OnStep = Callable[[int, int], None]
@@ -38,7 +42,7 @@ OnStep = Callable[[int, int], None]
 _WHOLE = 10_000
 
 #: Streams of random numbers under the experiment's seed.
-_WEIGHTS, _OBSERVATION, _SAMPLE, _POSTERIOR, _REFERENCE = 11, 12, 13, 14, 15
+_WEIGHTS, _OBSERVATION, _SAMPLE, _POSTERIOR, _REFERENCE, _BASELINE = 11, 12, 13, 14, 15, 16
 
 
 def _stream(seed: int, stream: int) -> int:
@@ -61,7 +65,7 @@ def simulate(
 
     Raises:
         DataError: The directory holds a data set made with another configuration.
-        SimulationError: A state is not finite.
+        SimulationError: States are not finite, however often they are drawn.
     """
     run = Run(experiment, directory, progress=progress)
     with run.stage("simulate"):
@@ -75,6 +79,30 @@ def simulate(
             progress=progress,
         )
     return run.data
+
+
+def preview(experiment: Experiment, directory: str | Path) -> Preview:
+    """Say how much data :func:`simulate` would make, and about how long it would take.
+
+    Args:
+        experiment: The experiment.
+        directory: The run directory, in which nothing is written.
+
+    Returns:
+        Size and time of what is missing.
+
+    Raises:
+        DataError: The directory holds a data set made with another configuration.
+    """
+    run = Run(experiment, directory)
+    return preview_data(
+        experiment.system,
+        run.data,
+        experiment.data,
+        experiment.seed,
+        system_config=unstructure(experiment.system, manager=run.manager),
+        versions=run.versions(),
+    )
 
 
 def train(
@@ -101,16 +129,17 @@ def train(
     _check_simulated(run)
     store = TrajectoryStore(split_path(run.data, "train"))
     window, settings = experiment.model.window, experiment.train
-    valid = None
-    if split_path(run.data, "valid").is_file():
-        valid = WindowDataset(TrajectoryStore(split_path(run.data, "valid")), window)
     with torch.random.fork_rng():
         torch.manual_seed(_stream(experiment.seed, _WEIGHTS))
-        model = TrainedModel.create(kernel, schedule, experiment.model, store.spec)
+        system = experiment.system
+        fields = system.context() if isinstance(system, HasContext) else {}
+        model = TrainedModel.create(kernel, schedule, experiment.model, store.spec, fields)
     model.denoiser.to(device())
-    trainer = Trainer(
-        model.denoiser, WindowDataset(store, window), valid, settings, experiment.seed
-    )
+    windows = WindowDataset(store, window, device=device())
+    valid, path = None, split_path(run.data, "valid")
+    if path.is_file():
+        valid = WindowDataset(TrajectoryStore(path), window, device=device())
+    trainer = Trainer(model.denoiser, windows, valid, settings, experiment.seed)
     depends = run.settings("simulate", "train")
     if run.checkpoint.is_file():
         trainer.load_state_dict(*load_checkpoint(run.checkpoint, depends))
@@ -130,7 +159,10 @@ def train(
                 valid_loss = metrics.valid_loss
                 run.log({"event": "epoch", **attrs.asdict(metrics)})
             run.manager.hook.sda_epoch_ended(run=run, metrics=attrs.asdict(metrics))
-            note = f"loss {metrics.loss:.4f}, {metrics.steps_per_second:.1f} steps/s"
+            note = (
+                f"step {metrics.step} of {trainer.num_steps}, loss {metrics.loss:.4f}, "
+                f"{metrics.steps_per_second:.1f} steps/s"
+            )
             report(metrics.epoch, note)
             last = metrics.epoch == settings.epochs
             if last or stopping() or metrics.epoch % settings.checkpoint_every == 0:
@@ -177,16 +209,19 @@ def sample(
     sampler = experiment.require("sampler", "sampling")
     config = experiment.require("sample", "sampling")
     model = _load_model(run)
-    noise = MemberNoise(
-        _stream(experiment.seed, _SAMPLE), range(config.members), device=model.device
-    )
     shape = (config.members, config.length, *model.spec.state_shape)
     with (
         run.stage("sample") as results,
         _steps(run, "sampling the prior") as on_step,
     ):
-        z = sampler.sample(model.trajectory_denoiser(), shape, noise, on_step)
-        x = model.standardization.to_physical(z).cpu()
+        x = sample_members(
+            model,
+            sampler,
+            shape,
+            _stream(experiment.seed, _SAMPLE),
+            announce=partial(_announce, run),
+            on_step=on_step,
+        )
         if isinstance(experiment.system, HasLogProb):
             results["log_prior"] = float(log_prior(experiment.system, x).mean())
         results |= run.diagnostics("sample", model=model, samples=x)
@@ -253,7 +288,7 @@ def assimilate(
 def evaluate(
     experiment: Experiment, directory: str | Path, *, progress: ProgressOption = True
 ) -> dict[str, dict[str, float]]:
-    """Score the posterior, and compare it with the reference method on the same observations.
+    """Score the posterior, and compare it with other methods on the same observations.
 
     Args:
         experiment: The experiment; it must have been assimilated.
@@ -269,30 +304,48 @@ def evaluate(
     run = Run(experiment, directory, progress=progress)
     config = experiment.evaluate
     problem = make_problem(run)
-    posterior = labelled.load_array(run.directory / "posterior.nc", "assimilate")
+    ensembles = {"posterior": labelled.load_array(run.directory / "posterior.nc", "assimilate")}
+    members = len(ensembles["posterior"])
+
+    def ensemble_of(method: Method, seed: int, label: str) -> Tensor:
+        with _steps(run, label, hook=False) as on_step:
+            return _assimilate(run, method, problem, members, seed, on_step)
+
+    def scores_of(ensemble: Tensor) -> dict[str, float]:
+        scores = evaluate_ensemble(problem, ensemble, ensembles.get("reference"))
+        for more in run.manager.hook.sda_scores(problem=problem, ensemble=ensemble):
+            scores |= more
+        return scores
+
     with run.stage("evaluate") as results:
-        references: list[Tensor] = []
+        if config.baseline is not None:
+            seed = _stream(experiment.seed, _BASELINE)
+            ensembles["baseline"] = ensemble_of(config.baseline, seed, "baseline")
+        again = None
         if config.reference is not None:
-            for i in range(2):
-                seed = seeded_generator(experiment.seed, _REFERENCE, i).initial_seed()
-                with _steps(run, f"reference {i + 1} of 2", hook=False) as on_step:
-                    references.append(
-                        _assimilate(run, config.reference, problem, len(posterior), seed, on_step)
-                    )
-            labelled.save(
-                labelled.trajectories(references[0], problem.system.spec).rename("reference"),
-                run.directory / "reference.nc",
+            seeds = [
+                seeded_generator(experiment.seed, _REFERENCE, i).initial_seed() for i in (0, 1)
+            ]
+            ensembles["reference"], again = (
+                ensemble_of(config.reference, seed, f"reference {i} of 2")
+                for i, seed in enumerate(seeds, 1)
             )
-        reference, again = references or (None, None)
-        scores = {"posterior": evaluate_ensemble(problem, posterior, reference)}
+        for name, x in ensembles.items():
+            if name != "posterior":
+                array = labelled.trajectories(x, problem.system.spec).rename(name)
+                labelled.save(array, run.directory / f"{name}.nc")
+        scores = {name: scores_of(x) for name, x in ensembles.items() if name != "reference"}
         if again is not None:
-            scores["reference"] = evaluate_ensemble(problem, again, reference)
+            scores["reference"] = scores_of(again)
         results["scores"] = scores
         results |= run.diagnostics(
-            "evaluate", problem=problem, posterior=posterior, reference=reference
+            "evaluate",
+            problem=problem,
+            posterior=ensembles["posterior"],
+            reference=ensembles.get("reference"),
         )
         write_text(run.directory / "metrics.json", json.dumps(scores, indent=2) + "\n")
-    write_report(run, problem, posterior, reference, scores)
+    write_report(run, problem, ensembles, scores)
     return scores
 
 
@@ -335,8 +388,15 @@ def _assimilate(
         sampler=experiment.sampler,
         guidance=experiment.guidance,
         on_step=report,
+        announce=partial(_announce, run),
     )
     return method.assimilate(problem, members, seed, tools)
+
+
+def _announce(run: Run, line: str) -> None:
+    """Print a line, where progress is shown."""
+    if run.progress is True or (run.progress is None and sys.stderr.isatty()):
+        print(line, file=sys.stderr)  # a bar on the terminal moves below it
 
 
 @contextmanager

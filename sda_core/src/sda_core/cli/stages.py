@@ -64,11 +64,17 @@ def simulate(
     directory: Directory = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how much data and time it takes, and stop.")
+    ] = False,
 ) -> None:
     """Simulate the data set: train.h5, valid.h5 and test.h5."""
     loaded, folder = _prepare(experiment, directory, overrides)
     from sda_core import stages
 
+    if dry_run:
+        typer.echo(str(stages.preview(loaded, folder)))
+        return
     path = stages.simulate(loaded, folder, progress=not quiet)
     typer.echo(f"data: {path}")
 

@@ -9,7 +9,8 @@ from sda_core.data.base import (
     StoreProblemError,
     split_path,
 )
-from sda_core.data.generate import DataConfig, generate
+from sda_core.data.generate import DataConfig, generate, preview
+from sda_core.data.preview import Preview
 from sda_core.data.report import FileReport, StoreReport, inspect
 from sda_core.data.standardization import Standardization
 from sda_core.data.store import TrajectoryStore
@@ -21,6 +22,7 @@ __all__ = [
     "SPLITS",
     "DataConfig",
     "FileReport",
+    "Preview",
     "Problem",
     "Recipe",
     "Standardization",
@@ -32,6 +34,7 @@ __all__ = [
     "WindowDataset",
     "generate",
     "inspect",
+    "preview",
     "split_path",
     "verify",
 ]

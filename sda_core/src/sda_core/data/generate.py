@@ -9,6 +9,7 @@ import pickle
 import platform
 import shutil
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,15 +22,23 @@ import attrs
 import h5py
 import numpy as np
 import torch
+from rich.console import Console
 
 import sda_core
 from sda_core.config import at_least, component, option
 from sda_core.data.base import RESERVED_NAMES, SPLITS, Recipe, size_text, split_path
 from sda_core.data.hdf5 import open_file, read_info
 from sda_core.data.parts import Parts
+from sda_core.data.preview import Preview, measure_seconds
 from sda_core.data.standardization import Moments
 from sda_core.data.writer import SplitWriter, sync
-from sda_core.errors import ConfigError, DataError, ShapeError, SimulationError
+from sda_core.errors import (
+    ConfigError,
+    DataError,
+    ShapeError,
+    SimulationError,
+    SimulationWarning,
+)
 from sda_core.progress import ProgressOption, reporting
 from sda_core.system import System, SystemSpec, simulate_block
 
@@ -84,7 +93,10 @@ def generate(
     """Make a data set, or what is missing of it.
 
     Blocks that are done are kept in ``path/.parts``, and an interrupted generation goes on from
-    there. The files get their names when all are complete. Peak memory is one block per worker.
+    there. The files get their names when all are complete. Peak memory is one block per worker, and
+    two while a trajectory that left the range of finite numbers is drawn again, which a
+    :class:`~sda_core.errors.SimulationWarning` tells. Where progress is shown, the size of the data
+    is told beforehand, and about how long it takes.
 
     Args:
         system: The system to simulate. With more than one worker it is pickled, and a script that
@@ -103,9 +115,67 @@ def generate(
     Raises:
         ConfigError: The configuration does not allow a data set.
         DataError: The directory holds something else, or the disk is too small.
-        SimulationError: A state is not finite.
+        SimulationError: States are not finite, however often they are drawn.
     """
-    spec = system.spec
+    parts = _parts(system, path, config, seed, system_config)
+    recipe = parts.recipe
+    if _is_finished(parts.directory, recipe) and not parts.folder.exists():
+        return parts.directory
+    with parts.locked():
+        if not _is_finished(parts.directory, recipe):
+            created_by = _created_by(versions)
+            parts.claim(created_by)
+            missing = [block for block in recipe.blocks if not _is_whole(parts, block)]
+            _announce(system, parts, missing, config.workers, progress)
+            _simulate(system, parts, missing, config.workers, progress)
+            _merge(parts, system.spec, created_by)
+        parts.remove()
+    return parts.directory
+
+
+def preview(
+    system: System,
+    path: str | Path,
+    config: DataConfig,
+    seed: int,
+    *,
+    system_config: Mapping[str, Any],
+    versions: Mapping[str, str] | None = None,
+) -> Preview:
+    """Say what :func:`generate` would take with the same arguments, and write nothing.
+
+    Args:
+        system: The system; a few steps of one block are simulated to measure the time.
+        path: Directory of the data set.
+        config: How much to make.
+        seed: Seed of the data set.
+        system_config: The system's full configuration, of JSON values.
+        versions: Versions to record.
+
+    Returns:
+        Size and time of what is missing.
+
+    Raises:
+        ConfigError: The configuration does not allow a data set.
+        DataError: The directory holds something else.
+    """
+    parts = _parts(system, path, config, seed, system_config)
+    done = parts.done()
+    if done:
+        parts.claim(_created_by(versions))  # only checks, where there are parts
+    blocks = len(parts.recipe.blocks)
+    missing = 0 if _is_finished(parts.directory, parts.recipe) else blocks - len(done)
+    plan = Preview.of(parts.recipe, system.spec, missing, config.workers)
+    return _with_time(plan, system, parts.recipe)
+
+
+def _parts(
+    system: System,
+    path: str | Path,
+    config: DataConfig,
+    seed: int,
+    system_config: Mapping[str, Any],
+) -> Parts:
     recipe = Recipe(
         system=dict(system_config),
         seed=seed,
@@ -114,30 +184,41 @@ def generate(
         split_sizes=config.split_sizes,
         block_size=system.block_size,
     )
-    _check_spec(spec, recipe)
-    parts = Parts(Path(path), recipe)
-    if _is_finished(parts.directory, recipe) and not parts.folder.exists():
-        return parts.directory
-    with parts.locked():
-        if not _is_finished(parts.directory, recipe):
-            created_by = _versions() | dict(versions or {})
-            parts.claim(created_by)
-            missing = [block for block in recipe.blocks if not _is_whole(parts, block)]
-            _check_disk(parts, missing, spec)
-            _simulate(system, parts, missing, config.workers, progress)
-            _merge(parts, spec, created_by)
-        parts.remove()
-    return parts.directory
+    _check_spec(system.spec, recipe)
+    return Parts(Path(path), recipe)
 
 
-def _versions() -> dict[str, str]:
+def _created_by(versions: Mapping[str, str] | None) -> dict[str, str]:
     return {
         "sda-core": sda_core.__version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "h5py": h5py.__version__,
         "python": platform.python_version(),
+        **(versions or {}),
     }
+
+
+def _announce(
+    system: System, parts: Parts, missing: list[int], workers: int, progress: ProgressOption
+) -> None:
+    """Say what is to come; stop if the disk is too small."""
+    plan = Preview.of(parts.recipe, system.spec, len(missing), workers)
+    console = Console(stderr=True, highlight=False, markup=False)
+    shown = progress is True or (progress is None and console.is_terminal)
+    if shown:
+        console.print(plan.size_line, soft_wrap=True)
+    _check_disk(parts, missing, system.spec)
+    if shown:
+        plan = _with_time(plan, system, parts.recipe)
+        if plan.seconds is not None:
+            console.print(plan.time_line, soft_wrap=True)
+
+
+def _with_time(plan: Preview, system: System, recipe: Recipe) -> Preview:
+    with torch.no_grad(), _one_thread():
+        seconds = measure_seconds(system, recipe.burn_in + recipe.length, plan.rounds)
+    return attrs.evolve(plan, seconds=seconds)
 
 
 def _check_spec(spec: SystemSpec, recipe: Recipe) -> None:
@@ -199,7 +280,7 @@ def _check_disk(parts: Parts, missing: list[int], spec: SystemSpec) -> None:
         )
 
 
-def make_part(system: System, parts: Parts, block: int) -> int:
+def make_part(system: System, parts: Parts, block: int) -> list[str]:
     """Simulate a block and keep it; can be called in any process that sees the directory.
 
     Args:
@@ -208,15 +289,18 @@ def make_part(system: System, parts: Parts, block: int) -> int:
         block: Number of the block.
 
     Returns:
-        The number of the block.
+        A message for each time that trajectories were drawn again.
 
     Raises:
         ShapeError: The system's states do not have the shape that its spec promises.
-        SimulationError: A state is not finite.
+        SimulationError: States are not finite, however often they are drawn.
     """
     recipe = parts.recipe
+    redraws: list[str] = []
     with torch.no_grad(), _one_thread():
-        states = simulate_block(system, recipe.seed, block, recipe.length, recipe.burn_in)
+        states = simulate_block(
+            system, recipe.seed, block, recipe.length, recipe.burn_in, redraws.append
+        )
     expected = (recipe.block_size, recipe.length, *system.spec.state_shape)
     if tuple(states.shape) != expected:
         raise ShapeError(
@@ -233,7 +317,7 @@ def make_part(system: System, parts: Parts, block: int) -> int:
             "for float32, in which data are stored. Choose other units for its variables."
         )
     parts.save(block, x.numpy())
-    return block
+    return redraws
 
 
 @contextmanager
@@ -259,13 +343,15 @@ def _simulate(
             if workers > 1
             else (make_part(system, parts, block) for block in missing)
         )
-        for number, _ in enumerate(blocks, start=done + 1):
+        for number, redraws in enumerate(blocks, start=done + 1):
+            for message in redraws:  # here, because those of worker processes get lost
+                warnings.warn(message, SimulationWarning, stacklevel=3)
             report(number)
 
 
 def _in_processes(
     system: System, parts: Parts, missing: Iterable[int], workers: int
-) -> Iterator[int]:
+) -> Iterator[list[str]]:
     try:
         pickle.dumps(system)
     except (pickle.PicklingError, AttributeError, TypeError) as error:

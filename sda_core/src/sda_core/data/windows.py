@@ -5,19 +5,28 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from sda_core.data.prefetch import prefetch
 from sda_core.data.store import TrajectoryStore
 from sda_core.errors import DataError
 
 LOAD_BYTES = 64 * 2**20
+#: Batches that are read from the file ahead of their use.
+BATCHES_AHEAD = 4
 
 
-def available_memory() -> int:
-    """Memory, in bytes, that can be had without swapping; all there is where that is unknown."""
+def available_memory(device: torch.device | str = "cpu") -> int:
+    """Memory of a device, in bytes, that can be had without swapping.
+
+    All there is where that is unknown.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             table = dict(line.split(":") for line in file)
@@ -29,27 +38,34 @@ def available_memory() -> int:
 class WindowDataset:
     r"""Random windows of a store's trajectories, standardized.
 
-    The trajectories are held in memory where they fit, and else read window by window; the batches
-    are the same. May be pickled: each process loads or opens the data for itself.
+    The trajectories are held on the device where they fit, else in the host's memory, and else
+    read window by window in the background; the batches are the same. May be pickled: each process
+    loads or opens the data for itself.
 
     Args:
         store: The trajectories.
         window: Number W of states in a window.
-        memory_limit: How many bytes may be held in memory; None for half of what is available.
+        memory_limit: How many bytes may be held on a device; None for half of what is available.
+        device: Where the batches are wanted.
 
     Attributes:
         store: The trajectories.
         window: Number of states in a window.
-        in_memory: Whether the trajectories are held in memory.
+        device: Where the batches are.
+        held_on: Where the trajectories are held; None where they are read from the file.
 
     Raises:
         DataError: The window is longer than the trajectories.
     """
 
     def __init__(
-        self, store: TrajectoryStore, window: int, memory_limit: int | None = None
+        self,
+        store: TrajectoryStore,
+        window: int,
+        memory_limit: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.store, self.window = store, window
+        self.store, self.window, self.device = store, window, torch.device(device)
         length = store.shape[1]
         if not 1 <= window <= length:
             raise DataError(
@@ -57,8 +73,13 @@ class WindowDataset:
                 f"have {length}: choose a window from 1 to {length}, or make longer trajectories "
                 "(data.length)"
             )
-        limit = available_memory() // 2 if memory_limit is None else memory_limit
-        self.in_memory = 4 * math.prod(store.shape) <= limit
+        size = 4 * math.prod(store.shape)
+        self.held_on: torch.device | None = None
+        for place in (self.device, torch.device("cpu")):
+            limit = available_memory(place) // 2 if memory_limit is None else memory_limit
+            if size <= limit:
+                self.held_on = place
+                break
         self._standardization = store.standardization
         self._states: Tensor | None = None
 
@@ -72,7 +93,8 @@ class WindowDataset:
         r"""Draw windows from every trajectory, each with a uniformly random start, shuffled.
 
         Args:
-            generator: Source of randomness, on the CPU; drawn from before the first batch only.
+            generator: Source of randomness, on the CPU, so that the windows are the same on every
+                device; drawn from before the first batch only.
             batch_size: Number B of windows in a batch; the last batch has what is left.
             per_trajectory: Number of windows drawn from each trajectory.
 
@@ -86,27 +108,38 @@ class WindowDataset:
         count = N * per_trajectory
         rows = torch.randperm(count, generator=generator) % N
         starts = torch.randint(L - self.window + 1, (count,), generator=generator)
-        for first in range(0, count, batch_size):
-            batch = slice(first, first + batch_size)
-            yield self._gather(rows[batch], starts[batch])
+        if self.held_on is None:
+            parts = zip(rows.split(batch_size), starts.split(batch_size), strict=True)
+            batches = prefetch((self._read(*part) for part in parts), BATCHES_AHEAD)
+        else:
+            index = (rows * L + starts)[:, None] + torch.arange(self.window)
+            parts_held = index.to(self.held_on).split(batch_size)
+            batches = (self._gather(part) for part in parts_held)
+        with closing(batches):
+            for batch in batches:
+                yield batch.to(self.device, non_blocking=True)
 
-    def _gather(self, rows: Tensor, starts: Tensor) -> Tensor:
-        if not self.in_memory:
-            windows = self.store.read_windows(rows.tolist(), starts.tolist(), self.window)
-            return self._standardization.to_model(windows)
+    def _read(self, rows: Tensor, starts: Tensor) -> Tensor:
+        windows = self.store.read_windows(rows.tolist(), starts.tolist(), self.window)
+        return self._pinned(self._standardization.to_model(windows))
+
+    def _gather(self, index: Tensor) -> Tensor:
         if self._states is None:
             self._states = self._load()
         # index_select on the states of all trajectories in a row: many times faster here than
         # indexing with a tensor.
-        first = rows * self.store.shape[1] + starts
-        index = first[:, None] + torch.arange(self.window)
         states = self._states.index_select(0, index.flatten())
-        return states.reshape(len(rows), self.window, *states.shape[1:])
+        return self._pinned(states.reshape(*index.shape, *states.shape[1:]))
+
+    def _pinned(self, batch: Tensor) -> Tensor:
+        # Only a copy from pinned memory lets the host go on meanwhile.
+        on_its_way = self.device.type == "cuda" and batch.device.type == "cpu"
+        return batch.pin_memory() if on_its_way else batch
 
     def _load(self) -> Tensor:
         r"""All states in model space, (N L, C, \*S), loaded in pieces to need no second copy."""
         N, L, *state = self.store.shape
-        states = torch.empty(N, L, *state)
+        states = torch.empty(N, L, *state, device=self.held_on)
         step = max(1, LOAD_BYTES // (4 * L * math.prod(state)))
         for first in range(0, N, step):
             piece = slice(first, min(first + step, N))

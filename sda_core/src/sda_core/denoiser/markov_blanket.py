@@ -13,19 +13,26 @@ A stride above 1 lets wide windows overlap less: then the blanket that a time is
 (W - stride) / 2 states at the least, and there are fewer windows to evaluate. With W = L there is
 one window and no approximation.
 
+Windows are gathered, denoised and folded chunk by chunk. If there are several chunks, they keep
+nothing for the backward pass, which evaluates each again (checkpointing; Chen et al., 2016). So the
+memory for activations is that of one chunk, with and without gradients, however many windows there
+are.
+
 References:
     - Rozet & Louppe, "Score-based Data Assimilation", 2023, https://arxiv.org/abs/2306.10574,
-      section 3.1 and algorithm 2.
+      section 3.1 and algorithm 2
+    - Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016,
+      https://arxiv.org/abs/1604.06174
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sda_core.denoiser.base import Denoiser
 from sda_core.errors import ConfigError, ShapeError
@@ -74,6 +81,22 @@ def fold_weights(length: int, window: int, stride: int, fold: FoldName) -> Tenso
     return torch.stack([weights[n, s : s + window] for n, s in enumerate(starts)])
 
 
+class _Chunk(NamedTuple):
+    r"""K windows that are evaluated at once.
+
+    Attributes:
+        rows: Which states each holds, (K, W), as rows of (B L, C, \*S).
+        taken: Which of them are taken, as places in the flattened (K, W).
+        share: With what weight.
+        t: Diffusion time, () or (K,).
+    """
+
+    rows: Tensor
+    taken: Tensor
+    share: Tensor
+    t: Tensor
+
+
 class MarkovBlanketDenoiser(Denoiser):
     r"""E[x_0 | x_t] of trajectories (B, L, C, \*S), composed from a denoiser of windows.
 
@@ -82,7 +105,8 @@ class MarkovBlanketDenoiser(Denoiser):
         window: Its width W.
         stride: Distance between the starts of neighbouring windows.
         fold: How windows become a trajectory; see the module docstring.
-        chunk_size: How many windows are evaluated at once (None: all). The result is the same.
+        chunk_size: How many windows, of all members together, are evaluated at once (None: all).
+            The result is the same.
     """
 
     def __init__(
@@ -102,26 +126,87 @@ class MarkovBlanketDenoiser(Denoiser):
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         r"""E[x_0 | x_t]: (B, L, C, \*S), () or (B,) -> (B, L, C, \*S)."""
-        L = x_t.shape[1]
-        starts = window_starts(L, self.window, self.stride)
-        n = len(starts)
-        if n == 1:
-            return self._windows(x_t, t)
-        times = torch.tensor(starts)[:, None] + torch.arange(self.window)  # (n, W)
-        windows = rearrange(x_t[:, times.to(x_t.device)], "b n w ... -> (b n) w ...")
-        x0 = self._windows(windows, t.repeat_interleave(n) if t.ndim else t)
-        x0 = rearrange(x0, "(b n) w ... -> b (n w) ...", n=n)
-        weights = fold_weights(L, self.window, self.stride, self.fold).flatten()
-        if self.fold == "center":
-            taken = weights.nonzero().flatten()
-            taken = taken[times.flatten()[taken].argsort()]
-            return x0[:, taken.to(x0.device)]
-        weights = weights.to(x0).reshape(-1, *(1,) * (x0.ndim - 2))
-        return torch.zeros_like(x_t).index_add(1, times.flatten().to(x0.device), weights * x0)
+        states, chunks = x_t.flatten(0, 1), self._chunks(x_t, t)
+        if len(chunks) == 1:
+            x0 = self._fold(states, chunks)
+        else:
+            trained = [p for p in self.denoiser.parameters() if p.requires_grad]
+            x0 = _Checkpointed.apply(self, chunks, states, *trained)
+        return x0.unflatten(0, x_t.shape[:2])
 
-    def _windows(self, x: Tensor, t: Tensor) -> Tensor:
-        size = self.chunk_size or len(x)
-        if len(x) <= size:
-            return torch.as_tensor(self.denoiser(x, t))
-        times = t.expand(len(x)).split(size)
-        return torch.cat([self.denoiser(a, b) for a, b in zip(x.split(size), times, strict=True)])
+    def _chunks(self, x_t: Tensor, t: Tensor) -> list[_Chunk]:
+        B, L = x_t.shape[:2]
+        starts = torch.tensor(window_starts(L, self.window, self.stride))
+        times = starts[:, None] + torch.arange(self.window)  # (n, W)
+        weights = fold_weights(L, self.window, self.stride, self.fold)
+        pairs, chunks = torch.arange(B * len(starts)), []
+        for pair in pairs.split(self.chunk_size or len(pairs)):
+            member, window = pair // len(starts), pair % len(starts)
+            share = weights[window].flatten()
+            taken = share.nonzero().flatten()
+            chunks.append(
+                _Chunk(
+                    rows=(member[:, None] * L + times[window]).to(x_t.device),
+                    taken=taken.to(x_t.device),
+                    share=share[taken].to(x_t),
+                    t=t[member.to(t.device)] if t.ndim else t,
+                )
+            )
+        return chunks
+
+    def _fold(self, states: Tensor, chunks: list[_Chunk]) -> Tensor:
+        x0 = torch.zeros_like(states)
+        for chunk in chunks:
+            part = self._evaluate(states[chunk.rows], chunk)
+            x0.index_put_((chunk.rows.flatten()[chunk.taken],), part, accumulate=True)
+        return x0
+
+    def _evaluate(self, windows: Tensor, chunk: _Chunk) -> Tensor:
+        """What a chunk adds to the states that are taken from it."""
+        x0 = self.denoiser(windows, chunk.t).flatten(0, 1)[chunk.taken]
+        if self.fold == "center":  # every share is 1
+            return x0
+        return x0 * chunk.share.reshape(-1, *(1,) * (x0.ndim - 1))
+
+
+class _Checkpointed(torch.autograd.Function):
+    """The fold of several chunks, each of which is evaluated again in the backward pass.
+
+    torch.utils.checkpoint would leave a piece of graph behind each chunk. On the CPU these come to
+    lie in the memory that the chunk gave back, where the next one then finds no room: the process
+    grew with the number of chunks almost as if nothing was given back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        composed: MarkovBlanketDenoiser,
+        chunks: list[_Chunk],
+        states: Tensor,
+        *trained: Tensor,
+    ) -> Tensor:
+        """Evaluate and fold, without a graph."""
+        ctx.composed, ctx.chunks = composed, chunks
+        ctx.save_for_backward(states, *trained)
+        return composed._fold(states, chunks)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Evaluate each chunk again, with a graph, and go back through it."""
+        states, *trained = ctx.saved_tensors
+        totals = [torch.zeros_like(tensor) for tensor in (states, *trained)]
+        for chunk in ctx.chunks:
+            with torch.enable_grad():
+                windows = states[chunk.rows].detach().requires_grad_()
+                part = ctx.composed._evaluate(windows, chunk)
+            d_windows, *others = torch.autograd.grad(
+                part,
+                (windows, *trained),
+                gradient[chunk.rows.flatten()[chunk.taken]],
+                materialize_grads=True,
+            )
+            totals[0].index_put_((chunk.rows,), d_windows, accumulate=True)
+            for total, other in zip(totals[1:], others, strict=True):
+                total += other
+        return None, None, *totals

@@ -31,6 +31,7 @@ from sda_core.schedule.base import Schedule
 
 ParameterizationName = Literal["eps", "x0", "edm"]
 Coefficients = tuple[Tensor, Tensor, Tensor]
+Network = Callable[[Tensor, Tensor], Tensor]
 
 
 def _eps(alpha: Tensor, sigma: Tensor) -> Coefficients:
@@ -61,7 +62,10 @@ class WindowDenoiser(Denoiser):
         schedule: The noise schedule.
         window: The width W that the kernel was built for.
         parameterization: What the network's output means; see the module docstring.
+        context: Static fields that the network is given with every window, (K, \*S).
     """
+
+    context: Tensor | None
 
     def __init__(
         self,
@@ -69,11 +73,13 @@ class WindowDenoiser(Denoiser):
         schedule: Schedule,
         window: int,
         parameterization: ParameterizationName = "eps",
+        context: Tensor | None = None,
     ) -> None:
         super().__init__(schedule)
         self.kernel = kernel
         self.window = window
         self.parameterization = parameterization
+        self.register_buffer("context", context)
 
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
         """(c_in, c_skip, c_out) at the given scales."""
@@ -82,29 +88,69 @@ class WindowDenoiser(Denoiser):
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         r"""E[x_0 | x_t]: (B, W, C, \*S), () or (B,) -> (B, W, C, \*S)."""
         c_in, c_skip, c_out = self.coefficients(*self.scales(x_t, t))
-        return c_skip * x_t + c_out * self.kernel(c_in * x_t, t.expand(len(x_t)))
+        return c_skip * x_t + c_out * self.network(c_in * x_t, t.expand(len(x_t)))
 
-    def loss(self, x: Tensor, generator: Generator, weights: Tensor | None = None) -> Tensor:
-        r"""Denoising loss with t uniform in [0, 1], stratified over the batch.
+    def network(self, x: Tensor, t: Tensor) -> Tensor:
+        r"""The kernel's output, with context where it has one: (B, W, C, \*S), (B,)."""
+        if self.context is None:
+            return self.kernel(x, t)
+        return self.kernel(x, t, self.context)
+
+    def draw(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        r"""Times and noise for the loss of a batch.
 
         Args:
             x: Clean windows in model space, (B, W, C, \*S).
-            generator: Source of the times and the noise (a CPU generator).
+            generator: Source of the random numbers; they are drawn on its device, best x's.
+
+        Returns:
+            t, uniform in [0, 1] and stratified over the batch, (B,), and eps, of x's shape.
+        """
+        n, device = len(x), generator.device
+        # One time in each of n equal parts of [0, 1]: uniform, with less variance than n draws.
+        offset = torch.rand(n, generator=generator, device=device)
+        t = (torch.randperm(n, generator=generator, device=device) + offset) / n
+        eps = torch.randn(x.shape, generator=generator, device=device)
+        return t.to(x), eps.to(x)
+
+    def loss(self, x: Tensor, generator: Generator, weights: Tensor | None = None) -> Tensor:
+        r"""Denoising loss at random times with random noise.
+
+        Args:
+            x: Clean windows in model space, (B, W, C, \*S).
+            generator: Source of the times and the noise, as for :meth:`draw`.
             weights: Per-variable weights, (C,); they are divided by their mean.
 
         Returns:
             The mean loss, ().
         """
-        n = len(x)
-        # One time in each of n equal parts of [0, 1]: uniform, with less variance than n draws.
-        offset = torch.rand(n, generator=generator)
-        t = ((torch.randperm(n, generator=generator) + offset) / n).to(x)
-        eps = torch.randn(x.shape, generator=generator).to(x)
+        return self.loss_at(x, *self.draw(x, generator), weights)
+
+    def loss_at(
+        self,
+        x: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        weights: Tensor | None = None,
+        network: Network | None = None,
+    ) -> Tensor:
+        r"""Denoising loss at given times with given noise.
+
+        Args:
+            x: Clean windows in model space, (B, W, C, \*S).
+            t: Times, (B,).
+            eps: Standard normal noise, of x's shape.
+            weights: Per-variable weights, (C,); they are divided by their mean.
+            network: What to evaluate instead of :meth:`network`, such as a compiled form of it.
+
+        Returns:
+            The mean loss, ().
+        """
         alpha, sigma = self.scales(x, t)
         x_t = alpha * x + sigma * eps
         c_in, c_skip, c_out = self.coefficients(alpha, sigma)
         target = ((1 - c_skip * alpha) * x - c_skip * sigma * eps) / c_out
-        error = (self.kernel(c_in * x_t, t) - target).square()
+        error = ((network or self.network)(c_in * x_t, t) - target).square()
         if weights is not None:
             error = error * expand_time(weights / weights.mean(), error[0, 0])
         return error.mean()

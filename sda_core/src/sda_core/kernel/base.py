@@ -16,11 +16,19 @@ from torch import nn
 
 @attrs.frozen(kw_only=True)
 class WindowShape:
-    r"""Shape (W, C, \*S) of the windows that a kernel is built for."""
+    r"""Shape (W, C, \*S) of the windows that a kernel is built for.
+
+    Attributes:
+        window: Number W of states.
+        variables: Number C of variables.
+        grid: Shape S of the grid.
+        context: Number K of context channels: known static fields, such as a forcing.
+    """
 
     window: int
     variables: int
     grid: tuple[int, ...] = ()
+    context: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,9 +45,14 @@ class WindowShape:
 
 
 class Kernel(ABC):
-    """Configuration of a network on windows."""
+    """Configuration of a network on windows.
+
+    Class attributes:
+        takes_context: Whether the network can be given context channels.
+    """
 
     sda_kind: ClassVar[str] = "kernel"
+    takes_context: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, window: WindowShape) -> nn.Module:
@@ -50,7 +63,8 @@ class Kernel(ABC):
 
         Returns:
             A module called as ``module(x, t)`` with x: (B, W, C, \*S) and t: (B,) in [0, 1], that
-            returns (B, W, C, \*S).
+            returns (B, W, C, \*S). With ``window.context`` > 0 (only where ``takes_context``) it
+            is called as ``module(x, t, context)``, context: (K, \*S).
 
         Raises:
             ShapeError: The kernel cannot work on windows of this shape; says which it can.

@@ -88,12 +88,14 @@ class Toolbox:
         sampler: The sampler.
         guidance: The guidance.
         on_step: Called with (steps done, number of steps).
+        announce: Called with a line of text that says what is about to be done.
     """
 
     model: PriorModel | None = None
     sampler: Sampler | None = None
     guidance: Guidance | None = None
     on_step: Callable[[int, int], None] | None = None
+    announce: Callable[[str], None] | None = None
 
 
 class Method(ABC):
@@ -101,10 +103,12 @@ class Method(ABC):
 
     Class attributes:
         needs_model: Whether it needs a trained model, a sampler and a guidance.
+        point_estimate: Whether it gives one trajectory, which all members repeat.
     """
 
     sda_kind: ClassVar[str] = "method"
     needs_model: ClassVar[bool] = False
+    point_estimate: ClassVar[bool] = False
 
     @abstractmethod
     def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:

@@ -6,34 +6,53 @@ References:
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from sda_core.config import at_least, component, option
+from sda_core.config import at_least, component, option, positive
+from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
 from sda_core.errors import AssimilationError
 from sda_core.guidance.base import GaussianLikelihood
-from sda_core.method.base import Method, Problem, Toolbox
+from sda_core.method.base import Method, PriorModel, Problem, Toolbox
+from sda_core.method.memory_plan import plan_memory
 from sda_core.random import MemberNoise
+
+if TYPE_CHECKING:
+    from sda_core.sampler.base import Sampler
 
 
 @component
 class SDA(Method):
     """Samples trajectories from the composed score, guided by the observation.
 
-    Members are sampled in batches, and each depends on (seed, its number) alone.
+    Members are sampled in batches, and each depends on (seed, its number) alone. How many members
+    and windows go at once is chosen so that they fit the memory; see
+    :mod:`sda_core.method.memory_plan`. ``model.chunk_size``, where set, is kept.
     """
 
     needs_model: ClassVar[bool] = True
 
-    batch_size: int = option(default=64, check=at_least(1), help="members sampled at once")
+    batch_size: int | None = option(
+        default=None,
+        check=at_least(1),
+        help="members sampled at once; as many as the memory holds if not set",
+    )
+    memory: float | None = option(
+        default=None,
+        check=positive,
+        units="GiB",
+        help="memory to use on the device; half of what is free if not set",
+    )
 
     def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
         """Sample the posterior.
 
         Raises:
-            AssimilationError: Model, sampler or guidance is missing, or members are not finite.
+            AssimilationError: Model, sampler or guidance is missing, one window of one member does
+                not fit the memory, or members are not finite.
         """
         model, sampler, guidance = tools.model, tools.sampler, tools.guidance
         if model is None or sampler is None or guidance is None:
@@ -47,20 +66,17 @@ class SDA(Method):
             y=problem.y,
             std=observation.std,
         )
-        denoiser = guidance(model.trajectory_denoiser(), likelihood)
-        batches = []
-        starts = range(0, members, self.batch_size)
-        for batch, first in enumerate(starts):
-            numbers = range(first, min(first + self.batch_size, members))
-
-            def on_step(step: int, steps: int, batch: int = batch) -> None:
-                if tools.on_step:
-                    tools.on_step(batch * steps + step, len(starts) * steps)
-
-            noise = MemberNoise(seed, numbers, device=model.device)
-            x = sampler.sample(denoiser, (len(numbers), *problem.shape), noise, on_step)
-            batches.append(scaling.to_physical(x).cpu())
-        ensemble = torch.cat(batches)
+        ensemble = sample_members(
+            model,
+            sampler,
+            (members, *problem.shape),
+            seed,
+            guide=lambda prior: guidance(prior, likelihood),
+            batch_size=self.batch_size,
+            memory=self.memory,
+            announce=tools.announce,
+            on_step=tools.on_step,
+        )
         lost = (~torch.isfinite(ensemble)).flatten(1).any(1).nonzero().flatten().tolist()
         if lost:
             raise AssimilationError(
@@ -69,3 +85,72 @@ class SDA(Method):
                 "or a smaller tau for corrections"
             )
         return ensemble
+
+
+def sample_members(
+    model: PriorModel,
+    sampler: Sampler,
+    shape: Sequence[int],
+    seed: int,
+    *,
+    guide: Callable[[Denoiser], Denoiser] | None = None,
+    batch_size: int | None = None,
+    memory: float | None = None,
+    announce: Callable[[str], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    r"""Sample trajectories in batches that fit the memory.
+
+    Args:
+        model: The model of the prior.
+        sampler: The sampler.
+        shape: (M, L, C, \*S), M members.
+        seed: Source of all randomness.
+        guide: Makes the denoiser that is sampled from the prior's; None to sample the prior.
+        batch_size: Members at once; None for as many as fit.
+        memory: Budget in GiB; None for half of what is free.
+        announce: Called with the plan, in one line, before sampling.
+        on_step: Called with (steps done, number of steps).
+
+    Returns:
+        Trajectories in physical units, (M, L, C, \*S), in host memory.
+
+    Raises:
+        AssimilationError: One window of one member does not fit the memory.
+    """
+    members, *rest = shape
+    prior = model.trajectory_denoiser()
+
+    def one_step(prior: Denoiser) -> None:
+        noise = MemberNoise(seed, [0], device=model.device)
+        z = noise.normal((1, *rest))  # kept throughout, as by Sampler.sample
+        t, s = sampler.times(prior.schedule).to(z)[:2]
+        with torch.no_grad():
+            sampler.step(guide(prior) if guide else prior, 1.0 * z, t, s, noise)
+
+    plan = plan_memory(
+        prior,
+        shape,
+        one_step,
+        device=model.device,
+        gradients=guide is not None,
+        batch_size=batch_size,
+        memory=memory,
+    )
+    if announce:
+        announce(str(plan))
+    if isinstance(prior, MarkovBlanketDenoiser):
+        prior.chunk_size = plan.chunk_size
+    denoiser = guide(prior) if guide else prior
+    batches = torch.arange(members).split(plan.batch_size)
+    ensemble = torch.empty(tuple(shape))
+    for i, numbers in enumerate(batches):
+
+        def batch_step(step: int, steps: int, i: int = i) -> None:
+            if on_step:
+                on_step(i * steps + step, len(batches) * steps)
+
+        noise = MemberNoise(seed, numbers.tolist(), device=model.device)
+        x = sampler.sample(denoiser, (len(numbers), *rest), noise, batch_step)
+        ensemble[numbers] = model.standardization.to_physical(x).cpu()
+    return ensemble

@@ -1,15 +1,20 @@
 """Observation operators with their noise: y = A(x) + noise, in physical units."""
 
 from sda_core.observation.base import Observation, ObservationModel, Operator
+from sda_core.observation.coarsen import Coarsen, block_means
 from sda_core.observation.compose import Compose
 from sda_core.observation.concatenate import Concatenate
 from sda_core.observation.function import Function
 from sda_core.observation.index import Index
 from sda_core.observation.linear import Linear
 from sda_core.observation.mask import Mask
+from sda_core.observation.region import Region
 from sda_core.observation.select import Select
+from sda_core.observation.selection import Places, Selection
+from sda_core.observation.sensors import Sensors
 
 __all__ = [
+    "Coarsen",
     "Compose",
     "Concatenate",
     "Function",
@@ -19,5 +24,10 @@ __all__ = [
     "Observation",
     "ObservationModel",
     "Operator",
+    "Places",
+    "Region",
     "Select",
+    "Selection",
+    "Sensors",
+    "block_means",
 ]

@@ -1,99 +1,57 @@
-"""Observe some variables at every n-th state."""
+"""Observe some variables at every n-th state and grid point."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from types import EllipsisType
 
-from sda_core.config import at_least, component, nearest, non_negative, option
+import attrs
+import torch
+
+from sda_core.config import at_least, component, option
 from sda_core.errors import ConfigError
-from sda_core.observation.base import Observation, Operator
+from sda_core.observation.base import Operator
+from sda_core.observation.selection import Selection, require_grid
 from sda_core.system.base import SystemSpec
 
 
-def variable_indices(spec: SystemSpec, names: tuple[str, ...]) -> list[int]:
-    """Indices of variables by name.
-
-    Raises:
-        ConfigError: The system has no such variable.
-    """
-    known = spec.variable_names
-    for name in names:
-        if name not in known:
-            match = nearest(name, known)
-            hint = f"; did you mean {match!r}" if match else ""
-            raise ConfigError(
-                f"observation.variables: there is no variable {name!r}{hint}. This system has "
-                f"{list(known)}"
-            )
-    return [known.index(name) for name in names]
-
-
 @component
-class Select(Observation):
-    r"""Selected variables at every n-th state: (..., L, C, \*S) -> (..., T, C', \*S).
+class Select(Selection):
+    r"""Selected variables at every n-th state: (..., L, C, \*S) -> (..., T, C', \*S').
 
-    With ``standardized`` the values are observed in the system's standardized units,
-    (x - mean) / std, and the noise is relative to them.
+    With ``spacing`` = s, S' are the grid points 0, s, 2s, ... of each axis. With ``standardized``
+    the values are observed in the system's standardized units, (x - mean) / std, and the noise is
+    relative to them.
     """
 
-    variables: tuple[str, ...] | None = option(
-        default=None, help="names of the variables; all if not set"
+    spacing: int = option(
+        default=1, check=at_least(1), help="observe every n-th point of each grid axis"
     )
-    every: int = option(default=1, check=at_least(1), help="observe every n-th state")
-    offset: int = option(default=0, check=non_negative, help="index of the first observed state")
     standardized: bool = option(
         default=False, help="observe (x - mean) / std instead of physical values"
     )
 
-    def _indices(self, spec: SystemSpec) -> list[int]:
-        if self.variables is None:
-            return list(range(len(spec.variables)))
-        if not self.variables:
-            raise ConfigError("observation.variables is empty: nothing would be observed")
-        return variable_indices(spec, self.variables)
-
     def operator(self, spec: SystemSpec) -> Operator:
-        """Selects times and variables."""
-        index = torch.tensor(self._indices(spec))
+        """Selects times, variables and grid points."""
+        select = super().operator(spec)
         grid = len(spec.grid_shape)
-        if self.standardized and (spec.mean is None or spec.std is None):
+        points: tuple[EllipsisType | slice, ...] = (..., *[slice(None, None, self.spacing)] * grid)
+        if self.spacing > 1:
+            require_grid(spec, f"spacing = {self.spacing}")
+        if not self.standardized:
+            return lambda x: select(x[points])
+        chosen = self.output(spec)
+        if chosen.mean is None or chosen.std is None:
             raise ConfigError(
                 "observation.standardized = true needs a system with a standardization; this one "
                 "has none before its data are made. Give std in physical units instead"
             )
-
-        def A(x: Tensor) -> Tensor:
-            time_axis, variable_axis = x.ndim - grid - 2, x.ndim - grid - 1
-            if self.offset >= x.shape[time_axis]:
-                raise ConfigError(
-                    f"observation.offset = {self.offset} lies beyond the trajectory of "
-                    f"{x.shape[time_axis]} states"
-                )
-            # A slice is a view, so that only what is observed is copied.
-            x = x.movedim(time_axis, 0)[self.offset :: self.every].movedim(0, time_axis)
-            x = x.index_select(variable_axis, index.to(x.device))
-            if self.standardized:
-                shape = (-1,) + (1,) * grid
-                mean = x.new_tensor(spec.mean)[index.to(x.device)].reshape(shape)
-                std = x.new_tensor(spec.std)[index.to(x.device)].reshape(shape)
-                x = (x - mean) / std
-            return x
-
-        return A
-
-    def times(self, times: Tensor) -> Tensor:
-        """Times of the observed states."""
-        return times[self.offset :: self.every]
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).reshape(-1, *(1,) * grid)
+            for values in (chosen.mean, chosen.std)
+        )
+        return lambda x: (select(x[points]) - mean.to(x)) / std.to(x)
 
     def output(self, spec: SystemSpec) -> SystemSpec:
-        """The same grid with the selected variables."""
-        index = self._indices(spec)
-        return SystemSpec(
-            variables=[spec.variables[i] for i in index],
-            axes=spec.axes,
-            time_step=spec.time_step * self.every,
-            time_units=spec.time_units,
-            mean=spec.mean and [spec.mean[i] for i in index],
-            std=spec.std and [spec.std[i] for i in index],
-        )
+        """The selected variables and grid points."""
+        axes = [attrs.evolve(axis, values=axis.values[:: self.spacing]) for axis in spec.axes]
+        return attrs.evolve(super().output(spec), axes=axes)

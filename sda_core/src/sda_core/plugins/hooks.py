@@ -23,12 +23,15 @@ import pluggy
 
 if TYPE_CHECKING:
     import typer
+    from torch import Tensor
 
+    from sda_core.figures import Picture
+    from sda_core.method import Problem
     from sda_core.plugins import Component, Preset
 
 #: (major, minor). Plugins state the major version they were made for; a new minor version only
 #: adds hooks or arguments.
-INTERFACE_VERSION = (1, 0)
+INTERFACE_VERSION = (1, 1)
 
 hookspec = pluggy.HookspecMarker("sda")
 hookimpl = pluggy.HookimplMarker("sda")
@@ -88,4 +91,30 @@ def sda_diagnostics(  # type: ignore[empty-body]
         run: The run.
         stage: The stage that asks: ``"train"``, ``"sample"``, ``"assimilate"``, ``"evaluate"``.
         context: What the stage has at hand (model, ensemble, observations), by name.
+    """
+
+
+@hookspec
+def sda_scores(problem: Problem, ensemble: Tensor) -> Mapping[str, float]:  # type: ignore[empty-body]
+    r"""Give extra scores of an ensemble, by name, for ``metrics.json`` and the report.
+
+    Called for the posterior and for every ensemble that it is compared with.
+
+    Args:
+        problem: The problem that the ensemble solves; ``problem.system`` says whose it is.
+        ensemble: Trajectories in physical units, (M, L, C, \*S).
+    """
+
+
+@hookspec
+def sda_figures(  # type: ignore[empty-body]
+    run: Any, problem: Problem, ensembles: Mapping[str, Tensor]
+) -> Iterable[Picture]:
+    r"""Give extra pictures for ``figures/`` and the report.
+
+    Args:
+        run: The run.
+        problem: The problem.
+        ensembles: Trajectories in physical units, (M, L, C, \*S), by name: ``"posterior"`` first,
+            then those that it is compared with.
     """

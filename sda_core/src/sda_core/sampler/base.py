@@ -86,9 +86,9 @@ class Sampler(ABC):
             Samples in model space, of the given shape.
         """
         schedule = denoiser.schedule
-        z = noise.normal(shape)
-        times = self.times(schedule).to(z)
-        x = schedule.sigma(times[0]) * z
+        x = noise.normal(shape)
+        times = self.times(schedule).to(x)
+        x = schedule.sigma(times[0]) * x
         with torch.no_grad():
             for i, (t, s) in enumerate(pairwise(times)):
                 x = self.step(denoiser, x, t, s, noise)

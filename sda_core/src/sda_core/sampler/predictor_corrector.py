@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sda_core.config import at_least, component, non_negative, option, positive
+from sda_core.config import at_least, between, component, non_negative, option, positive
 from sda_core.denoiser.base import Denoiser
 from sda_core.random import Noise
 from sda_core.sampler.base import Sampler
@@ -26,6 +26,8 @@ from sda_core.sampler.ddim import ddim_step
 @component
 class PredictorCorrector(Sampler):
     r"""A DDIM step from t to s, then ``corrections`` Langevin steps at s.
+
+    The original code's predictor is deterministic, ``eta = 0``; with ``eta = 1`` it is ancestral.
 
     A Langevin step is x <- x - sigma_s (delta eps + sqrt(2 delta) z), where delta is
     tau / mean(eps^2), the mean taken per member.
@@ -43,12 +45,13 @@ class PredictorCorrector(Sampler):
     denoise_final: bool = option(
         default=False, help="denoise at the end; the original code does not"
     )
+    eta: float = option(default=0.0, check=between(0, 1), help="share of fresh noise in a step")
     corrections: int = option(default=0, check=non_negative, help="Langevin corrections per step")
     tau: float = option(default=1.0, check=positive, help="amplitude of Langevin steps")
 
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         """One predictor step from t to s and its corrections."""
-        x = ddim_step(denoiser, x, t, s, 0.0, noise)
+        x = ddim_step(denoiser, x, t, s, self.eta, noise)
         sigma = denoiser.schedule.sigma(s)
         for _ in range(self.corrections):
             eps = denoiser.eps(x, s)

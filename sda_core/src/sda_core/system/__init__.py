@@ -2,6 +2,7 @@
 
 from sda_core.system.base import (
     Axis,
+    HasContext,
     HasLogProb,
     HasRightHandSide,
     HasTrajectory,
@@ -18,6 +19,7 @@ from sda_core.system.base import (
 
 __all__ = [
     "Axis",
+    "HasContext",
     "HasLogProb",
     "HasRightHandSide",
     "HasTrajectory",

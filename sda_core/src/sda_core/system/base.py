@@ -11,17 +11,21 @@ Notation
 A system states what it is through a :class:`SystemSpec` and how it moves through ``prior`` and
 ``transition``. What only some systems can do is a protocol of its own, asked for with
 ``isinstance``: :class:`HasLogProb` (exact transition density), :class:`HasRightHandSide` (an
-ODE's dx/dt), :class:`HasTrajectory` (a fast whole-trajectory path), :class:`LinearGaussian`.
+ODE's dx/dt), :class:`HasTrajectory` (a fast whole-trajectory path), :class:`HasContext` (static
+fields for kernels), :class:`LinearGaussian`.
 
 Trajectory number i of a data set is row ``i % block_size`` of block ``i // block_size``, and each
 block is simulated whole from a generator seeded by (seed, block). So a trajectory depends on
-(seed, i) alone: not on how many are made, nor on the number of workers.
+(seed, i) alone: not on how many are made, nor on the number of workers. A trajectory that leaves
+the range of finite numbers is replaced by the same row of the block simulated anew, from a
+generator seeded by (seed, block, attempt).
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
@@ -29,8 +33,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from sda_core.errors import ConfigError, SimulationError
+from sda_core.errors import ConfigError, SimulationError, SimulationWarning
 from sda_core.random import seeded_generator
+
+#: How often a trajectory that leaves the range of finite numbers is drawn again.
+MAX_REDRAWS = 3
 
 
 @attrs.frozen
@@ -132,7 +139,7 @@ class System(ABC):
     sda_kind: ClassVar[str] = "system"
 
     #: How many trajectories are simulated together (see the module docstring).
-    block_size: ClassVar[int] = 128
+    block_size: int = 128
 
     @property
     @abstractmethod
@@ -202,6 +209,15 @@ class HasTrajectory(Protocol):
 
 
 @runtime_checkable
+class HasContext(Protocol):
+    """A system with known static fields that a kernel can be given, such as a forcing."""
+
+    def context(self) -> dict[str, Tensor]:
+        r"""The fields by name, each of the grid's shape (\*S) and of order 1."""
+        ...
+
+
+@runtime_checkable
 class LinearGaussian(Protocol):
     """A system x_0 ~ N(m_0, P_0), x_i = F x_i-1 + b + N(0, Q): exact answers exist."""
 
@@ -228,44 +244,100 @@ def trajectory(
     Raises:
         SimulationError: A state is not finite.
     """
-    if isinstance(system, HasTrajectory):
-        out = system.trajectory(x, length, burn_in, generator)
-    else:
-        for _ in range(burn_in):
-            x = system.transition(x, generator)
-        states = []
-        for _ in range(length):
-            x = system.transition(x, generator)
-            states.append(x)
-        out = torch.stack(states, dim=1)
-    if not torch.isfinite(out).all():
-        rows = (~torch.isfinite(out)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise SimulationError(
-            f"{type(system).__name__}: members {rows} of {len(out)} left the range of finite "
-            f"numbers within {burn_in + length} steps of dt = {system.spec.time_step}. "
-            "Use a smaller time step or more sub-steps, or check parameters and prior."
-        )
+    out = _advance(system, x, length, generator, burn_in)
+    if lost := _not_finite(out):
+        raise SimulationError(_not_finite_text(system, out, lost, burn_in + length))
     return out
 
 
-def simulate_block(system: System, seed: int, block: int, length: int, burn_in: int = 0) -> Tensor:
+def _advance(system: System, x: Tensor, length: int, generator: Generator, burn_in: int) -> Tensor:
+    if isinstance(system, HasTrajectory):
+        return system.trajectory(x, length, burn_in, generator)
+    for _ in range(burn_in):
+        x = system.transition(x, generator)
+    states = []
+    for _ in range(length):
+        x = system.transition(x, generator)
+        states.append(x)
+    return torch.stack(states, dim=1)
+
+
+def _not_finite(x: Tensor) -> list[int]:
+    """The members with a value that is not finite."""
+    if x.isfinite().all():
+        return []
+    return (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+
+
+def _not_finite_text(system: System, x: Tensor, lost: list[int], steps: int) -> str:
+    return (
+        f"{type(system).__name__}: members {lost} of {len(x)} left the range of finite numbers "
+        f"within {steps} steps of dt = {system.spec.time_step}. Use a smaller time step or more "
+        "sub-steps, or check parameters and prior."
+    )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SimulationWarning, stacklevel=3)
+
+
+def simulate_block(
+    system: System,
+    seed: int,
+    block: int,
+    length: int,
+    burn_in: int = 0,
+    on_redraw: Callable[[str], None] = _warn,
+) -> Tensor:
     r"""Simulate block number ``block`` of the data set with this seed.
+
+    A member that leaves the range of finite numbers is taken from the same block drawn anew, up to
+    three times; the others stay as they are.
+
+    Args:
+        system: The system.
+        seed: Seed of the data set.
+        block: Number of the block.
+        length: Number L of states kept.
+        burn_in: Number of steps taken first and thrown away.
+        on_redraw: Told of each redraw, in words; by default a
+            :class:`~sda_core.errors.SimulationWarning` is given.
 
     Returns:
         ``system.block_size`` trajectories, (block_size, L, C, \*S), in physical units.
 
     Raises:
-        SimulationError: A state is not finite; says the seed and the trajectory's number.
+        SimulationError: More than half of the members are not finite, or one is not after three
+            redraws; says the seed and the trajectories' numbers.
     """
-    generator = seeded_generator(seed, block)
-    try:
+    first = block * system.block_size
+
+    def draw(*attempt: int) -> Tensor:
+        generator = seeded_generator(seed, block, *attempt)
         x = system.prior((system.block_size,), generator)
-        return trajectory(system, x, length, generator, burn_in)
+        return _advance(system, x, length, generator, burn_in)
+
+    try:
+        x, attempt = draw(), 0
+        while lost := _not_finite(x):
+            # If most members are lost, it is not the draw that is wrong.
+            if attempt == MAX_REDRAWS or 2 * len(lost) > len(x):
+                again = f"drawn again {attempt} times, " if attempt else ""
+                text = _not_finite_text(system, x, lost, burn_in + length)
+                raise SimulationError(again + text)
+            attempt += 1
+            on_redraw(
+                f"seed {seed}, trajectories {[first + member for member in lost]}: "
+                f"{type(system).__name__} left the range of finite numbers; drawn again, attempt "
+                f"{attempt} of {MAX_REDRAWS}"
+            )
+            rows = torch.tensor(lost, device=x.device)
+            x = x.index_copy(0, rows, draw(attempt)[rows])
     except SimulationError as error:
-        first = block * system.block_size
         raise SimulationError(
             f"seed {seed}, trajectories {first} to {first + system.block_size - 1}: {error}"
         ) from error
+    return x
 
 
 def rk4_step(f: HasRightHandSide, x: Tensor, h: float) -> Tensor:

@@ -15,7 +15,7 @@ from sda_core.config import differences
 from sda_core.errors import CheckpointError
 from sda_core.files import replace_file
 
-CHECKPOINT_SCHEMA = 1
+CHECKPOINT_SCHEMA = 2
 
 
 def save_checkpoint(
@@ -35,10 +35,9 @@ def save_checkpoint(
         "settings": json.dumps(settings),
     }
     with replace_file(path) as temporary:
-        # Clones, since averaged and raw weights may share storage.
-        save_file(
-            {k: v.detach().clone().contiguous() for k, v in tensors.items()}, temporary, header
-        )
+        # Copies, since weights may share storage; on the host, where there is room for them.
+        copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+        save_file(copies, temporary, header)
 
 
 def load_checkpoint(

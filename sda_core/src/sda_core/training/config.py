@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 from sda_core.config import at_least, between, component, non_negative, option, positive
+from sda_core.errors import ConfigError
 
 
 @component
@@ -13,7 +14,8 @@ class TrainConfig:
     """Settings of the training.
 
     Good values: the defaults are the original Lorenz training's, which takes 4096 epochs;
-    ``ema = 0.999`` with a cosine decay is what ``lorenz63-quick`` uses.
+    ``ema = 0.999`` with a cosine decay is what ``lorenz63-quick`` uses. ``precision = "bfloat16"``
+    and ``compile = true`` are meant for convolutional networks on a GPU.
     """
 
     epochs: int = option(
@@ -23,6 +25,15 @@ class TrainConfig:
         default=1, check=at_least(1), help="random windows drawn from each trajectory in an epoch"
     )
     batch_size: int = option(default=64, check=at_least(1), help="windows per step")
+    accumulate: int = option(
+        default=1,
+        check=at_least(1),
+        help="parts of a batch whose gradients are summed: less memory",
+    )
+    precision: Literal["float32", "bfloat16"] = option(
+        default="float32", help="arithmetic of the network in training; all else is float32"
+    )
+    compile: bool = option(default=False, help="whether the network is compiled for training")
     learning_rate: float = option(default=1e-3, check=positive, help="AdamW learning rate")
     weight_decay: float = option(default=1e-3, check=non_negative, help="AdamW weight decay")
     decay: Literal["linear", "cosine", "exponential", "constant"] = option(
@@ -40,6 +51,13 @@ class TrainConfig:
     )
     validate_every: int = option(default=16, check=at_least(1), help="epochs between validations")
     checkpoint_every: int = option(default=64, check=at_least(1), help="epochs between checkpoints")
+
+    def __attrs_post_init__(self) -> None:
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}: "
+                "choose a divisor of the batch size"
+            )
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """Learning rate at a step, over ``learning_rate``."""

@@ -1,0 +1,92 @@
+"""What this package registers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from sda_core.plugins import Component, Preset, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sda_core.figures import Picture
+    from sda_core.method import Problem
+
+sda_interface = 1
+
+
+@hookimpl
+def sda_register_components() -> list[Component]:
+    """The system, and observations of flows."""
+    return [
+        Component(
+            kind="system",
+            name="kolmogorov",
+            target="sda_kolmogorov.kolmogorov:KolmogorovFlow",
+            summary="Two-dimensional turbulence driven by a sine (the SDA paper's, on jax-cfd)",
+        ),
+        Component(
+            kind="observation",
+            name="vorticity",
+            target="sda_kolmogorov.observation.vorticity:Vorticity",
+            summary="Vorticity of a two-dimensional flow",
+        ),
+        Component(
+            kind="observation",
+            name="saturation",
+            target="sda_kolmogorov.observation.saturation:Saturation",
+            summary="Vorticity w seen as w / (1 + abs(w)), as in the SDA paper",
+        ),
+        Component(
+            kind="observation",
+            name="speed",
+            target="sda_kolmogorov.observation.speed:Speed",
+            summary="Speed of a two-dimensional flow",
+        ),
+    ]
+
+
+@hookimpl
+def sda_register_presets() -> list[Preset]:
+    """The experiments."""
+    presets = files("sda_kolmogorov") / "presets"
+    return [
+        Preset(
+            name="kolmogorov-small",
+            path=presets / "kolmogorov-small.toml",
+            summary="Kolmogorov flow at 32 x 32, under half an hour on 2 CPU cores",
+        ),
+        Preset(
+            name="kolmogorov-rozet2023",
+            path=presets / "kolmogorov-rozet2023.toml",
+            summary="Kolmogorov flow as in the SDA paper: U-Net, k = 2, 4096 epochs, for one GPU",
+        ),
+    ]
+
+
+@hookimpl
+def sda_scores(problem: Problem, ensemble: Tensor) -> dict[str, float]:
+    """Scores of flows, for problems of this package's system."""
+    if not _is_flow(problem):
+        return {}
+    from sda_kolmogorov.scores import kolmogorov_scores
+
+    return kolmogorov_scores(problem, ensemble)
+
+
+@hookimpl
+def sda_figures(problem: Problem, ensembles: Mapping[str, Tensor]) -> list[Picture]:
+    """Pictures of flows, for problems of this package's system."""
+    if not _is_flow(problem):
+        return []
+    from sda_kolmogorov.figures import kolmogorov_pictures
+
+    return kolmogorov_pictures(problem, ensembles)
+
+
+def _is_flow(problem: Problem) -> bool:
+    from sda_kolmogorov.kolmogorov import KolmogorovFlow  # without JAX, but with torch
+
+    return isinstance(problem.system, KolmogorovFlow)
