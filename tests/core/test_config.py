@@ -434,6 +434,15 @@ def test_overrides() -> None:
     assert apply_overrides({}, ["a=1\nb = 2"]) == {"a": "1\nb = 2"}
 
 
+def test_tables_in_overrides_are_toml() -> None:
+    assert apply_overrides({}, ['a={name="x", parts=[{b=1}]}']) == {
+        "a": {"name": "x", "parts": [{"b": 1}]}
+    }
+    for text in ('{name="x",\n b=1}', "[1, 2"):
+        with pytest.raises(ConfigError, match=r"--set: .* is not valid TOML"):
+            apply_overrides({}, [f"a={text}"])
+
+
 @pytest.mark.parametrize("item", ["train.learning_rate", "=1", "train..x=1", ""])
 def test_malformed_overrides(item: str) -> None:
     with pytest.raises(ConfigError, match=r"is not of the form key=value, as in train.learning"):

@@ -1,5 +1,6 @@
 import itertools
 import pickle
+import sys
 import threading
 import time
 
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sda_core.data import TrajectoryStore, WindowDataset
+from sda_core.data import windows as windows_module
 from sda_core.data.prefetch import prefetch
+from sda_core.data.windows import available_memory
 from sda_core.errors import DataError
 
 from .data_systems import Swing, Walk, make
@@ -193,3 +196,19 @@ def test_pickles_without_the_data(store):
 def test_windows_that_do_not_fit(store, window):
     with pytest.raises(DataError, match=rf"windows of {window} states.*have 12: .* from 1 to 12"):
         WindowDataset(store, window)
+
+
+def test_memory_that_a_control_group_leaves(tmp_path, monkeypatch) -> None:
+    """A job may use 8 GiB of a large machine; 6 are used, of which 1 are cached files."""
+    inner = tmp_path / "jobs" / "job"
+    inner.mkdir(parents=True)
+    for folder, limit in ((inner, "max"), (inner.parent, str(8 * 2**30))):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{6 * 2**30}\n")
+        (folder / "memory.stat").write_text(f"anon {5 * 2**30}\nfile {2**30}\n")
+    groups = tmp_path / "cgroup"
+    groups.write_text("0::/jobs/job\n")
+    assert windows_module._free_in_groups(groups, tmp_path)[1:] == [3 * 2**30]
+    assert available_memory() > 0
+    groups.write_text("1:memory:/elsewhere\n")
+    assert windows_module._free_in_groups(groups, tmp_path) == [sys.maxsize]

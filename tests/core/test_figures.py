@@ -151,7 +151,8 @@ def test_which_values_are_a_variable() -> None:
     assert not is_variable(coarse, 1)[:, 0].any()
     for other in (Select(standardized=True, std=1), Function(target=nonlinear, std=1)):
         assert not is_variable(_problem(other), 0).any()
-    assert not is_variable(_problem(Function(target=lambda x: x + 1, std=1)), 0).any()
+    for target in (lambda x: x + 1, lambda x: x**2, lambda x: x.norm(dim=-3, keepdim=True)):
+        assert not is_variable(_problem(Function(target=target, std=1)), 0).any()
 
 
 @pytest.mark.parametrize(

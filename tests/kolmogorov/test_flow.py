@@ -253,9 +253,11 @@ def test_a_member_that_blows_up_is_nan_and_leaves_the_others_alone(factor: float
         trajectory(SMALL, wild, 4, Generator())
 
 
-def test_a_block_that_blows_up_is_named() -> None:
-    with pytest.raises(SimulationError, match="seed 5, trajectories 3 to 5"):
-        simulate_block(attrs.evolve(SMALL, max_velocity=100.0), 5, 1, 4)
+def test_a_block_that_blows_up_is_named_and_its_advice_helps() -> None:
+    fast = attrs.evolve(SMALL, max_velocity=30.0)
+    with pytest.raises(SimulationError, match=r"trajectories 3 to 5.* raise design_velocity"):
+        simulate_block(fast, 5, 1, 4)
+    simulate_block(attrs.evolve(fast, design_velocity=40.0), 5, 1, 4)
 
 
 def test_the_limit_is_on_the_courant_number_and_holds_in_the_burn_in() -> None:

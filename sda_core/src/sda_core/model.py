@@ -56,7 +56,9 @@ class ModelConfig:
         default=(), help="names of the system's static fields that the kernel is given"
     )
     chunk_size: int | None = option(
-        default=None, check=at_least(1), help="windows evaluated at once; all if not set"
+        default=None,
+        check=at_least(1),
+        help="windows evaluated at once; as many as the memory holds if not set",
     )
 
     def __attrs_post_init__(self) -> None:

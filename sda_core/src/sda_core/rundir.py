@@ -7,7 +7,8 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ RESULTS = {
     "train": "model/model.json",
     "sample": "samples.nc",
     "assimilate": "posterior.nc",
-    "evaluate": "metrics.json",
+    "evaluate": "report.html",
 }
 #: Keys that do not change a result: how fast it is made, or how the model is composed afterwards.
 IGNORES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -165,8 +166,12 @@ class Run:
             file.write(json.dumps(event) + "\n")
 
     def versions(self) -> dict[str, str]:
-        """Versions of the distributions that registered components."""
-        return {c.distribution: c.version for c in self.manager.components()}
+        """Versions of the distributions that registered components, or compute the system."""
+        found = {c.distribution: c.version for c in self.manager.components()}
+        for name in self.experiment.system.computed_by:
+            with suppress(PackageNotFoundError):
+                found[name] = version(name)
+        return found
 
     def _environment(self) -> dict[str, Any]:
         return {

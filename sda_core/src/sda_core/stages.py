@@ -219,6 +219,8 @@ def sample(
             sampler,
             shape,
             _stream(experiment.seed, _SAMPLE),
+            batch_size=getattr(experiment.method, "batch_size", None),
+            memory=getattr(experiment.method, "memory", None),
             announce=partial(_announce, run),
             on_step=on_step,
         )
@@ -317,6 +319,7 @@ def evaluate(
             scores |= more
         return scores
 
+    (run.directory / "report.html").unlink(missing_ok=True)  # until it is written, it is not done
     with run.stage("evaluate") as results:
         if config.baseline is not None:
             seed = _stream(experiment.seed, _BASELINE)

@@ -129,6 +129,6 @@ def spectra_figure(ensembles: Mapping[str, Tensor], truth: Tensor | None) -> Fig
 
 def _spectra(ensemble: Tensor) -> tuple[Tensor, Tensor]:
     """Wavenumbers 0 < k <= n / 2, (K,), and each member's mean spectrum over time, (M, K)."""
-    k, spectra = energy_spectrum(ensemble.double())
     shells = slice(1, ensemble.shape[-1] // 2 + 1)
-    return k[shells], spectra.mean(1)[:, shells]
+    found = [energy_spectrum(x.double()) for x in ensemble]
+    return found[0][0][shells], torch.stack([spectra.mean(0)[shells] for _, spectra in found])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from sda_core.system import Axis, System, SystemSpec, Variable
 if TYPE_CHECKING:
     from sda_kolmogorov.solver import Solver
 
-#: Speed and Courant number for which the inner step is chosen, as in the SDA paper's code.
-_DESIGN_SPEED, _DESIGN_COURANT = 5.0, 0.5
+#: Courant number for which the inner step is chosen, as in the SDA paper's code.
+_DESIGN_COURANT = 0.5
 
 _even = Check("an even number, 4 or greater", lambda v: v >= 4 and v % 2 == 0)
 
@@ -38,9 +38,9 @@ class KolmogorovFlow(System):
 
     On the periodic square (2 pi)^2, with finite volumes on a staggered grid: van Leer's flux
     limiter for advection, explicit steps, and the pressure that keeps the divergence zero. Inner
-    steps are as long as a speed of 5 at Courant number 0.5 allows (or diffusion, where that is
-    stricter). All quantities are dimensionless. A state is (2, size, size): the x- and y-velocity
-    at cell centres, x[c, i, j] at (x_i, y_j), x_i = (i + 1/2) 2 pi / size, so that the forcing
+    steps are as long as ``design_velocity`` at Courant number 0.5 allows (or diffusion, where that
+    is stricter). All quantities are dimensionless. A state is (2, size, size): x- and y-velocity at
+    cell centres, x[c, i, j] at (x_i, y_j), x_i = (i + 1/2) 2 pi / size, so that the forcing
     varies along the last axis. States are means over coarsening x coarsening simulated cells.
 
     With coarsening > 1 a stored state does not say all about the simulated one: ``transition`` is a
@@ -60,6 +60,12 @@ class KolmogorovFlow(System):
     them roughly half a minute of a CPU core per trajectory; with coarsening = 1 about a second.
     """
 
+    advice: ClassVar[str] = (
+        "The flow became too fast for its inner steps, or its parameters let it grow without "
+        "bounds: raise design_velocity, or check forcing, drag and max_velocity."
+    )
+    computed_by: ClassVar[tuple[str, ...]] = ("jax", "jaxlib", "jax-cfd")
+
     size: int = option(default=64, check=_even, help="stored grid points per side")
     coarsening: int = option(
         default=4, check=at_least(1), help="simulated grid points per stored one, along a side"
@@ -72,6 +78,11 @@ class KolmogorovFlow(System):
     max_velocity: float = option(default=3.0, check=positive, help="largest initial speed")
     peak_wavenumber: float = option(
         default=4.0, check=positive, help="where the initial spectrum has its peak"
+    )
+    design_velocity: float = option(
+        default=5.0,
+        check=positive,
+        help="speed that inner steps are made for; lost is a flow where |u| + |v| is twice that",
     )
     block_size: int = option(
         default=16, check=at_least(1), help="trajectories simulated together; numbers depend on it"
@@ -100,7 +111,7 @@ class KolmogorovFlow(System):
     def inner_steps(self) -> int:
         """Number of simulated steps in one output step."""
         dx = 2 * math.pi / (self.size * self.coarsening)
-        advection = _DESIGN_COURANT * dx / _DESIGN_SPEED
+        advection = _DESIGN_COURANT * dx / self.design_velocity
         diffusion = dx**2 * self.reynolds / 4
         return math.ceil(self.time_step / min(advection, diffusion))
 

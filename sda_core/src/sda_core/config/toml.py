@@ -82,7 +82,11 @@ def _parse(text: str) -> Any:
         return None
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
+        if text.lstrip()[:1] in ("{", "["):
+            raise ConfigError(
+                f"--set: {text!r} is not valid TOML: {error}. A table in braces stands on one line"
+            ) from error
         return text
     return parsed["value"] if len(parsed) == 1 else text
 

@@ -20,7 +20,7 @@ def observations(problem: Problem, posterior: Tensor) -> Figure:
     The left panel needs to know when each value was observed, and shows the first value of each
     time; it is left out for operators that mix times.
     """
-    A = problem.observation.operator(posterior.double()).flatten(1)
+    A = torch.stack([problem.observation.operator(x.double()).flatten() for x in posterior])
     y, std = problem.y.flatten(), problem.observation.std.flatten()
     z = ((y - A) / std).flatten().numpy()
     times = problem.observation.times

@@ -81,9 +81,9 @@ def is_variable(problem: Problem, variable: int) -> Tensor:
     r"""Which entries of y are values, or means of values, of a variable: (\*obs), bool."""
     x = torch.zeros(problem.shape, dtype=torch.float64)
     of_zeros = problem.observation.operator(x)
-    x[:, variable] = 1
-    of_ones = problem.observation.operator(x)
-    return ((of_ones - 1).abs() < 1e-6) & (of_zeros.abs() < 1e-6)
+    x[:, variable] = -2  # which neither the square nor the magnitude leaves as it is
+    of_twos = problem.observation.operator(x)
+    return ((of_twos + 2).abs() < 1e-6) & (of_zeros.abs() < 1e-6)
 
 
 def observed_maps(problem: Problem, x: Tensor, variable: int = 0) -> Maps | None:

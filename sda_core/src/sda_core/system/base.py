@@ -141,6 +141,14 @@ class System(ABC):
     #: How many trajectories are simulated together (see the module docstring).
     block_size: int = 128
 
+    #: What to do when states are not finite, for the error.
+    advice: ClassVar[str] = (
+        "Use a smaller time step or more sub-steps, or check parameters and prior."
+    )
+
+    #: Distributions that compute the numbers, besides torch; their versions go with the data.
+    computed_by: ClassVar[tuple[str, ...]] = ()
+
     @property
     @abstractmethod
     def spec(self) -> SystemSpec:
@@ -272,8 +280,7 @@ def _not_finite(x: Tensor) -> list[int]:
 def _not_finite_text(system: System, x: Tensor, lost: list[int], steps: int) -> str:
     return (
         f"{type(system).__name__}: members {lost} of {len(x)} left the range of finite numbers "
-        f"within {steps} steps of dt = {system.spec.time_step}. Use a smaller time step or more "
-        "sub-steps, or check parameters and prior."
+        f"within {steps} steps of dt = {system.spec.time_step}. {system.advice}"
     )
 
 

@@ -15,7 +15,8 @@ class TrainConfig:
 
     Good values: the defaults are the original Lorenz training's, which takes 4096 epochs;
     ``ema = 0.999`` with a cosine decay is what ``lorenz63-quick`` uses. ``precision = "bfloat16"``
-    and ``compile = true`` are meant for convolutional networks on a GPU.
+    and ``compile = true`` are meant for convolutional networks, on a GPU or on a CPU that has
+    bfloat16 arithmetic (AVX512-BF16 or AMX); on others float32 is faster.
     """
 
     epochs: int = option(
