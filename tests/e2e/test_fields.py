@@ -125,20 +125,21 @@ def test_the_paper_s_settings() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "residual"),
     [
-        [],
-        [SENSORS.replace("0.1, std", "0.02, std")],
-        [SATURATION, "sampler.steps=256", "guidance.gamma=0.03"],
+        ([], 1.1),
+        ([SENSORS.replace("0.1, std", "0.02, std")], 1.1),
+        # See docs/results.md for why it is not as close.
+        ([SATURATION, "sampler.steps=256", "guidance.gamma=0.03"], 1.4),
     ],
     ids=["coarse", "sensors", "saturation"],
 )
-def test_kolmogorov_small_beats_interpolation(changes, tmp_path_factory) -> None:
+def test_kolmogorov_small_beats_interpolation(changes, residual, tmp_path_factory) -> None:
     """Half an hour for the first, a quarter for the others together, on 2 cores."""
     directory = tmp_path_factory.getbasetemp() / "kolmogorov-small"
     scores = sda.run(sda.load_experiment("kolmogorov-small", changes), directory, progress=False)
     posterior, baseline = scores["posterior"], scores["baseline"]
-    assert posterior["rmse"] < baseline["rmse"]
-    assert posterior["rmse_vorticity"] < baseline["rmse_vorticity"]
-    assert 0.75 < posterior["residual_std"] < 1.25
+    assert posterior["rmse"] < 0.6 * baseline["rmse"]
+    assert posterior["rmse_vorticity"] < 0.8 * baseline["rmse_vorticity"]
+    assert 0.75 < posterior["residual_std"] < residual
     assert 0.8 < posterior["coverage_90"] < 0.97
