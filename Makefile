@@ -33,7 +33,7 @@ docs: $(READY)  ## rewrite the generated parts of the documentation
 	$(BIN)/python docs/generate.py
 
 bench: $(READY)  ## list the benchmarks; each prints one table
-	@ls benchmarks/*.py
+	@ls benchmarks/[!_]*.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -28,6 +28,7 @@ import attrs
 import h5py
 import torch
 import typer
+from _turns import take_turns
 from rich.console import Console
 from rich.table import Table
 
@@ -71,16 +72,6 @@ def import_original(checkout: Path) -> tuple[Any, Any]:
         sys.modules.setdefault(name, types.ModuleType(name))
     sys.path.insert(0, str(checkout))
     return importlib.import_module("sda.score"), importlib.import_module("sda.utils")
-
-
-def take_turns(
-    turns: int, theirs: Callable[[], float], ours: Callable[[], float]
-) -> tuple[list[float], list[float]]:
-    """Run both once to warm up, then in turn."""
-    theirs()
-    ours()
-    pairs = [(theirs(), ours()) for _ in range(turns)]
-    return [p[0] for p in pairs], [p[1] for p in pairs]
 
 
 def add(

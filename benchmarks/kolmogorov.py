@@ -32,6 +32,7 @@ import attrs
 import h5py
 import torch
 import typer
+from _turns import take_turns
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import ConcatDataset
@@ -134,16 +135,6 @@ def main(
         table.add_row("1024 trajectories, minutes", "", f"{whole_data_set() / 60:.1f}")
     Console(width=130).print(table)
     Console(width=130).print(plan)
-
-
-def take_turns(
-    turns: int, theirs: Callable[[], float], ours: Callable[[], float]
-) -> tuple[list[float], list[float]]:
-    """Run both once to warm up, then in turn."""
-    theirs()
-    ours()
-    pairs = [(theirs(), ours()) for _ in range(turns)]
-    return [p[0] for p in pairs], [p[1] for p in pairs]
 
 
 def add(table: Table, label: str, theirs: list[float], ours: list[float], timed: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import attrs
 import numpy as np
@@ -28,10 +27,10 @@ from sda_core.method import (
 )
 from sda_core.model import ModelConfig, TrainedModel
 from sda_core.observation import Function
+from sda_core.progress import announce
 from sda_core.random import MemberNoise
 from sda_core.sampler import DDIM, DDPM, PredictorCorrector
 from sda_core.schedule import VP
-from sda_core.stages import _announce
 from sda_core.system import Axis, System, SystemSpec
 from sda_core.testing import ExactGuidance, gaussian_problem
 from sda_dps.dps import DPS
@@ -406,5 +405,5 @@ def test_half_of_what_is_free(monkeypatch) -> None:
 
 @pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False), (None, False)])
 def test_the_plan_is_shown_with_progress(progress, shown, capsys) -> None:
-    _announce(SimpleNamespace(progress=progress), "16 members")
+    announce(progress, "16 members")
     assert capsys.readouterr() == ("", "16 members\n" if shown else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,17 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 #: or a function of (done, total).
 ProgressOption = bool | Callable[[int, int], None] | None
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def is_shown(progress: ProgressOption) -> bool:
+    """Whether text about progress goes to stderr."""
+    return progress is True or (progress is None and sys.stderr.isatty())
+
+
+def announce(progress: ProgressOption, line: str) -> None:
+    """Print a line on stderr, where progress is shown there."""
+    if is_shown(progress):
+        print(line, file=sys.stderr)  # not by a console: a bar on the terminal moves below it
 
 
 @contextmanager

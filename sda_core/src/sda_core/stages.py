@@ -7,7 +7,6 @@ configuration is not done again by :func:`run`.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +29,7 @@ from sda_core.interrupt import stop_request
 from sda_core.method import Method, Problem, Toolbox, sample_members
 from sda_core.metrics import log_prior
 from sda_core.model import TrainedModel
-from sda_core.progress import ProgressOption, reporting
+from sda_core.progress import ProgressOption, announce, reporting
 from sda_core.random import seeded_generator
 from sda_core.rundir import Run, device
 from sda_core.system import HasContext, HasLogProb
@@ -221,7 +220,7 @@ def sample(
             _stream(experiment.seed, _SAMPLE),
             batch_size=getattr(experiment.method, "batch_size", None),
             memory=getattr(experiment.method, "memory", None),
-            announce=partial(_announce, run),
+            announce=partial(announce, run.progress),
             on_step=on_step,
         )
         if isinstance(experiment.system, HasLogProb):
@@ -391,15 +390,9 @@ def _assimilate(
         sampler=experiment.sampler,
         guidance=experiment.guidance,
         on_step=report,
-        announce=partial(_announce, run),
+        announce=partial(announce, run.progress),
     )
     return method.assimilate(problem, members, seed, tools)
-
-
-def _announce(run: Run, line: str) -> None:
-    """Print a line, where progress is shown."""
-    if run.progress is True or (run.progress is None and sys.stderr.isatty()):
-        print(line, file=sys.stderr)  # a bar on the terminal moves below it
 
 
 @contextmanager

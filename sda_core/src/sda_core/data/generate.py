@@ -22,7 +22,6 @@ import attrs
 import h5py
 import numpy as np
 import torch
-from rich.console import Console
 
 import sda_core
 from sda_core.config import at_least, component, option
@@ -39,7 +38,7 @@ from sda_core.errors import (
     SimulationError,
     SimulationWarning,
 )
-from sda_core.progress import ProgressOption, reporting
+from sda_core.progress import ProgressOption, announce, is_shown, reporting
 from sda_core.system import System, SystemSpec, simulate_block
 
 
@@ -204,15 +203,12 @@ def _announce(
 ) -> None:
     """Say what is to come; stop if the disk is too small."""
     plan = Preview.of(parts.recipe, system.spec, len(missing), workers)
-    console = Console(stderr=True, highlight=False, markup=False)
-    shown = progress is True or (progress is None and console.is_terminal)
-    if shown:
-        console.print(plan.size_line, soft_wrap=True)
+    announce(progress, plan.size_line)
     _check_disk(parts, missing, system.spec)
-    if shown:
+    if is_shown(progress):
         plan = _with_time(plan, system, parts.recipe)
         if plan.seconds is not None:
-            console.print(plan.time_line, soft_wrap=True)
+            announce(progress, plan.time_line)
 
 
 def _with_time(plan: Preview, system: System, recipe: Recipe) -> Preview:
