@@ -92,6 +92,11 @@ CASES: dict[tuple[str, str], list[dict]] = {
     ("method", "particle-filter"): [{"burn_in": 64}],
     ("kernel", "mlp"): [{"width": 16, "depth": 2}, {"activation": "ReLU"}],
     ("kernel", "transformer"): [{"width": 16, "heads": 2, "blocks": 2}],
+    ("tracker", "wandb"): [
+        {"mode": "offline", "group": "g", "tags": ["a", "b"]},
+        {"mode": "disabled", "upload_model": False},
+    ],
+    ("tracker", "tensorboard"): [{}, {"directory": "events"}],
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import attrs
 import pytest
 import torch
@@ -27,8 +29,10 @@ from sda_core.testing import (
     check_sampler,
     check_schedule,
     check_system,
+    check_tracker,
     checks,
 )
+from sda_core.tracker import Session, Tracker
 
 frozen = attrs.frozen(kw_only=True, eq=False)
 
@@ -426,6 +430,96 @@ class IndependentQuiet(Independent):
 def test_method(method, message) -> None:
     with pytest.raises(AssertionError, match=message):
         check_method(method)
+
+
+# --- trackers ---
+
+
+class Silent(Session):
+    def log(self, values, step):
+        pass
+
+    def close(self, summary):
+        pass
+
+
+class NumbersOnly(Silent):
+    def log(self, values, step):
+        for value in values.values():
+            float(value)
+
+
+class Rising(Silent):
+    def __init__(self):
+        self.step = 0
+
+    def log(self, values, step):
+        if step < self.step:
+            raise ValueError(f"step {step} after {self.step}")
+        self.step = step
+
+
+class MovesTheModel(Silent):
+    def save_model(self, directory):
+        (directory / "model.json").unlink()
+
+
+class NeedsResults(Silent):
+    def close(self, summary):
+        len(summary)
+
+
+class Printing(Silent):
+    def close(self, summary):
+        print("done")
+
+
+class HandlesSignals(Silent):
+    def log(self, values, step):
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+
+class Draws(Silent):
+    def log(self, values, step):
+        torch.rand(1)
+
+
+@frozen
+class Tracking(Tracker):
+    session: type[Session] = Silent
+    once: bool = False
+
+    def open(self, run, stage):
+        if self.once:
+            (run.directory / "runs").mkdir()
+        return self.session()
+
+
+@pytest.mark.parametrize(
+    ("tracker", "message"),
+    [
+        (Tracking(session=NumbersOnly), "Numbers, histograms and pictures"),
+        (Tracking(session=Rising), "ValueError: step 10 after 40"),
+        (Tracking(session=MovesTheModel), r"there is \['model.safetensors'\] now"),
+        (Tracking(session=NeedsResults), "may end badly"),
+        (Tracking(once=True), "gone on with"),
+        (Tracking(session=Printing), "it printed 'done"),
+        (Tracking(session=HandlesSignals), "it changed what signals do"),
+        (Tracking(session=Draws), "it drew from torch's global state"),
+    ],
+    ids=lambda p: "" if isinstance(p, str) else "once" if p.once else p.session.__name__,
+)
+def test_tracker(tracker, message) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(AssertionError, match=message):
+            check_tracker(tracker)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_good_tracker() -> None:
+    check_tracker(Tracking())
 
 
 # --- by name ---

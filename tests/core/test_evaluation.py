@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 
 import attrs
@@ -140,7 +139,7 @@ def plugin() -> Plugin:
 def run(plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of the plate, assimilated."""
     manager = PluginManager(plugins={"plate": plugin})
-    monkeypatch.setattr(stages, "Run", partial(Run, manager=manager))
+    monkeypatch.setattr("sda_core.rundir.default_manager", lambda: manager)
     path = tmp_path / "plate.toml"
     path.write_text("""\
 system.name = "plate"

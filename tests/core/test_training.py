@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
+import time
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -13,9 +16,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sda_core.config import structure
 from sda_core.data import TrajectoryStore, WindowDataset
 from sda_core.denoiser import WindowDenoiser
-from sda_core.errors import CheckpointError, ConfigError
+from sda_core.errors import ConfigError, DataError, TrainingError
 from sda_core.schedule import VP
-from sda_core.training import TrainConfig, Trainer, load_checkpoint, save_checkpoint
+from sda_core.training import (
+    EpochMetrics,
+    GuardConfig,
+    LossSpike,
+    SkippedBatch,
+    Step,
+    TrainConfig,
+    Trainer,
+    anomaly_hunt,
+    arithmetic_rules,
+)
+from sda_core.training import trainer as trainer_module
 
 from .data_systems import Swing, make
 
@@ -52,7 +66,12 @@ def _trainer(windows, seed=0, dropout=0.0, **settings) -> Trainer:
 def _same(a: Trainer, b: Trainer) -> bool:
     tensors = [trainer.state_dict()[0] for trainer in (a, b)]
     assert tensors[0].keys() == tensors[1].keys()
-    return all(torch.equal(x, tensors[1][key]) for key, x in tensors[0].items())
+    times = {"history.steps_per_second", "history.utilization"}
+    return all(
+        torch.equal(x.nan_to_num(), tensors[1][key].nan_to_num())
+        for key, x in tensors[0].items()
+        if key not in times and not key.startswith("meter.")
+    )
 
 
 def test_loss_decreases(windows) -> None:
@@ -108,27 +127,109 @@ def test_resuming_keeps_the_memory_layout_of_weights(windows) -> None:
     assert _same(whole, second)
 
 
-@pytest.mark.parametrize("decay", ["linear", "cosine"])
-@pytest.mark.parametrize(
-    "more", [{"ema": None}, {"ema": 0.9}, {"ema": 0.9, "accumulate": 2, "precision": "bfloat16"}]
-)
-def test_resuming_is_bit_for_bit_the_same(windows, tmp_path, more, decay) -> None:
-    settings = {"decay": decay, "warmup_steps": 3, "clip_norm": 0.5, "dropout": 0.2} | more
+def _through_json(state):
+    return json.loads(json.dumps(state))
+
+
+MORE = [
+    {"ema": None},
+    {"ema": 0.9, "decay": "cosine"},
+    {"ema": 0.9, "accumulate": 2, "precision": "bfloat16"},
+    {"precision": "float16"},
+    {"optimizer": "sgd", "learning_rate": 1e-2},
+    {"optimizer": "adam", "windows_per_trajectory": 2},
+]
+
+
+@pytest.mark.parametrize("more", MORE)
+def test_resuming_after_any_step_is_bit_for_bit_the_same(windows, more) -> None:
+    settings = {"epochs": 4, "warmup_steps": 3, "clip_norm": 0.5, "dropout": 0.2} | more
     whole = _trainer(windows, **settings)
-    expected = list(whole.epochs())
-    first = _trainer(windows, **settings)
-    for metrics in first.epochs():
-        if metrics.epoch == 3:
-            break
-    save_checkpoint(tmp_path / "checkpoint", *first.state_dict(), {"same": 1})
-    second = _trainer(windows, **settings)
-    torch.manual_seed(123)
-    second.load_state_dict(*load_checkpoint(tmp_path / "checkpoint", {"same": 1}))
-    resumed = list(second.epochs())
-    for a, b in zip(expected[3:], resumed, strict=True):
-        assert (a.epoch, a.step, a.loss, a.valid_loss) == (b.epoch, b.step, b.loss, b.valid_loss)
-        assert a.learning_rate == b.learning_rate
-    assert _same(whole, second)
+    states, expected = [], []
+    for event in whole.events():
+        tensors, state = whole.state_dict()
+        states.append(({k: v.clone() for k, v in tensors.items()}, _through_json(state)))
+        expected.append(event)
+        if event.step == 5:
+            whole.report()
+    assert [e.step for e in expected] == list(range(1, whole.num_steps + 1))
+    last = whole.report()
+    for i in range(0, len(states), 3):
+        torch.manual_seed(123)
+        resumed = _trainer(windows, **settings)
+        resumed.load_state_dict(*states[i])
+        for a, b in zip(expected[i + 1 :], resumed.events(), strict=True):
+            assert type(a) is type(b)
+            assert _without_times(a) == _without_times(b)
+            if b.step == 5:
+                resumed.report()
+        assert _same(whole, resumed)
+        assert [_without_times(m) for m in resumed.history] == [
+            _without_times(m) for m in whole.history
+        ]
+        timed = {"windows_per_second", "utilization"}
+        again = resumed.report()
+        assert {k: v for k, v in again.items() if k not in timed} == {
+            k: v for k, v in last.items() if k not in timed
+        }
+
+
+def _without_times(event):
+    return {
+        k: v for k, v in attrs.asdict(event).items() if k not in ("steps_per_second", "utilization")
+    }
+
+
+def test_what_is_done_between_steps_does_not_change_the_training(windows) -> None:
+    quiet, busy = (_trainer(windows, epochs=2, dropout=0.3) for _ in range(2))
+    list(quiet.epochs())
+    outside = torch.random.manual_seed(7).get_state()
+    for _ in busy.events():
+        assert torch.equal(torch.get_rng_state(), outside)
+        torch.randn(5)
+        outside = torch.get_rng_state()
+        busy.best_denoiser.eval()
+        busy.report()
+        busy.validate()
+    assert _same(quiet, busy)
+
+
+def test_report(windows) -> None:
+    trainer = _trainer(windows, epochs=2, learning_rate=1e-9, weight_decay=0.0)
+    for event in trainer.events():
+        if event.step == 4:
+            first = trainer.report()
+            assert first["loss"] == pytest.approx(trainer.history[0].loss, rel=1e-6)
+    report = trainer.report()
+    assert report["loss"] == pytest.approx(trainer.history[1].loss, rel=1e-6)
+    # 32 windows at stratified times: four in each eighth.
+    levels = [report[f"loss_t{i}"] for i in range(8)]
+    assert sum(levels) / 8 == pytest.approx(report["loss"], rel=1e-6)
+    draws = trainer._generator(2, 1)
+    order = trainer._generator(1, 1)
+    total = torch.zeros(8, dtype=torch.float64)
+    for x in windows[0].epoch(order, batch_size=8):
+        t, eps = trainer.denoiser.draw(x, draws)
+        losses = trainer.denoiser.losses_at(x, t, eps)[1].double()
+        total += torch.stack([losses[(t * 8).long() == i].sum() for i in range(8)])
+    assert levels == pytest.approx((total / 4).tolist(), rel=1e-4)
+    assert report["grad_norm"] == trainer.history[1].grad_norm > 0
+    assert report["windows_per_second"] > 0
+    assert 0 < report["utilization"] <= 1
+    assert trainer.report().keys().isdisjoint({"loss", "loss_t0"})  # nothing since
+
+
+def test_waiting_for_data_is_not_utilization(windows) -> None:
+    class Slow(WindowDataset):
+        def epoch(self, *arguments, **more):
+            for batch in super().epoch(*arguments, **more):
+                time.sleep(0.05)
+                yield batch
+
+    slow = [Slow(split.store, WINDOW) for split in windows]
+    fast, waits = (next(_trainer(data, epochs=1).epochs()) for data in (windows, slow))
+    assert waits.utilization < 0.3
+    assert waits.utilization < fast.utilization
 
 
 def test_moving_average(windows) -> None:
@@ -210,7 +311,8 @@ def test_bfloat16_is_for_the_network_in_training_alone(windows) -> None:
     assert len(seen) == half.num_steps  # the validation is of the averaged network
     assert not torch.equal(a, b)
     torch.testing.assert_close(a, b, rtol=0.02, atol=0)
-    assert {v.dtype for v in half.state_dict()[0].values()} == {torch.float32}
+    weights = {k: v for k, v in half.state_dict()[0].items() if k.startswith(("raw", "ema", "opt"))}
+    assert {v.dtype for v in weights.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
@@ -254,13 +356,13 @@ class Synchronizations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_the_host_waits_for_the_device_once_in_an_epoch(windows) -> None:
+def test_the_host_waits_for_the_device_at_the_end_of_an_epoch_alone(windows) -> None:
     settings = {"ema": 0.9, "clip_norm": 1.0, "accumulate": 2, "variable_weights": (1.0, 2.0)}
     for precision in ("float32", "bfloat16"):
         trainer = _trainer(windows, epochs=2, precision=precision, **settings)
         assert trainer.steps_per_epoch == 4
         epochs = trainer.epochs()
-        for expected in (1, 2):  # the loss, and where there is a validation its loss
+        for expected in (2, 3):  # loss and count of batches; where there is a validation its loss
             with Synchronizations() as seen:
                 next(epochs)
             assert seen.count == expected
@@ -288,19 +390,19 @@ def test_warmup() -> None:
 
 def test_gradients_are_clipped(windows, monkeypatch) -> None:
     norms = []
-    clip = torch.nn.utils.clip_grad_norm_
+    clip = trainer_module.clip_grads_with_norm_
 
-    def record(parameters, max_norm):
-        parameters = list(parameters)
-        before = clip(parameters, max_norm)
+    def record(parameters, max_norm, norm):
+        clip(parameters, max_norm, norm)
         after = torch.cat([p.grad.flatten() for p in parameters]).norm()
-        norms.append((float(before), float(after)))
+        norms.append((float(norm), float(after)))
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", record)
+    monkeypatch.setattr(trainer_module, "clip_grads_with_norm_", record)
     list(_trainer(windows, epochs=1).epochs())
     assert not norms
-    list(_trainer(windows, epochs=1, clip_norm=1e-3).epochs())
+    (metrics,) = _trainer(windows, epochs=1, clip_norm=1e-3).epochs()
     assert len(norms) == 4
+    assert metrics.grad_norm == pytest.approx(norms[-1][0])
     for before, after in norms:
         assert before > 1e-2
         assert after == pytest.approx(1e-3, rel=1e-2)
@@ -312,7 +414,7 @@ def test_variable_weights_are_used(windows) -> None:
     assert only_q.validate() != both.validate()
     list(only_q.epochs())
     last = only_q.denoiser.kernel.layers[-1].weight.grad
-    assert last is None  # gradients are freed
+    assert last is None  # gradients are freed at the end
     loss = only_q.denoiser.loss(
         torch.randn(8, WINDOW, 2), torch.Generator().manual_seed(0), only_q.weights
     )
@@ -337,24 +439,251 @@ def test_errors(windows, tmp_path) -> None:
         structure(TrainConfig, {"accumulate": 5})
 
 
-def test_checkpoint_errors(tmp_path) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(CheckpointError, match=r"cannot be read .*delete it to train from the sta"):
-        load_checkpoint(path, {"a": {"b": 1}})
-    path.write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match=r"checkpoint .* cannot be read"):
-        load_checkpoint(path, {"a": {"b": 1}})
-    save_checkpoint(path, {"x": torch.arange(3)}, {"epoch": 2, "step": 9}, {"a": {"b": 1}})
-    tensors, counters = load_checkpoint(path, {"a": {"b": 1}})
-    assert torch.equal(tensors["x"], torch.arange(3))
-    assert counters == {"epoch": 2, "step": 9}
-    with pytest.raises(
-        CheckpointError, match=r"another configuration\. It differs in a\.b \(1 there, 2 asked"
-    ):
-        load_checkpoint(path, {"a": {"b": 2}})
-    from safetensors.torch import save_file
+class Poisoned(WindowDataset):
+    """Windows of which some batches, counted over all epochs, hold a value that is not finite."""
 
-    save_file({"x": torch.arange(3)}, path, {"schema": "99"})
-    with pytest.raises(CheckpointError, match=r"has schema 99, and this version .* reads 2"):
-        load_checkpoint(path, {})
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    def poison(self, *batches, value=math.nan):
+        self.count, self.batches, self.value = 0, batches, value
+        return self
+
+    def epoch(self, *arguments, **more):
+        for batch in super().epoch(*arguments, **more):
+            if self.count in self.batches:
+                batch = batch.clone()
+                batch[3, 1, 0] = self.value
+            self.count += 1
+            yield batch
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2, "optimizer": "sgd"}, {"optimizer": "adam"}])
+def test_a_batch_that_is_not_finite_is_skipped_and_recorded(windows, value, more) -> None:
+    poisoned = Poisoned(windows[0].store, WINDOW).poison(2, value=value)
+    trainer = _trainer((poisoned, windows[1]), epochs=2, **more)
+    before, skipped = None, []
+    for event in trainer.events():
+        weights = [p.detach().clone() for p in trainer.denoiser.parameters()]
+        if isinstance(event, SkippedBatch):
+            skipped.append(event)
+            assert all(map(torch.equal, weights, before))
+        elif before is not None and event.step != 3:
+            assert not torch.equal(weights[0], before[0])
+        before = weights
+    (event,) = skipped
+    assert (event.epoch, event.step, event.batch) == (0, 3, 2)
+    assert not math.isfinite(event.loss)
+    (level,) = event.levels
+    assert 0 <= level <= 1
+    assert event.summary["input"]["not_finite"] == (0 if value == 1e38 else 1)
+    assert event.summary["loss"]["not_finite"] == 1
+    loss = event.summary["loss"]
+    assert 0 < loss["min"] <= loss["median"] <= loss["max"]
+    assert [m.skipped for m in trainer.history] == [1, 0]
+    assert all(math.isfinite(m.loss) and m.loss < 3 for m in trainer.history)
+    assert trainer.is_finite()
+
+
+def test_gradients_that_are_not_finite_are_skipped_too(windows) -> None:
+    trainer = _trainer(windows, epochs=1)
+    calls = []
+
+    def spoil(gradient):
+        calls.append(1)
+        return gradient * math.inf if len(calls) == 2 else gradient
+
+    trainer.denoiser.kernel.layers[0].weight.register_hook(spoil)
+    events = list(trainer.events())
+    kinds = [type(e) for e in events]
+    assert kinds == [Step, SkippedBatch, Step, Step, EpochMetrics]
+    assert math.isfinite(events[1].loss)
+    assert not math.isfinite(events[1].grad_norm)
+    assert len(events[1].levels) == 8  # no window is to blame more than another
+    assert trainer.is_finite()
+
+
+def test_too_many_skipped_batches_end_the_training(windows) -> None:
+    poisoned = Poisoned(windows[0].store, WINDOW).poison(1, 2, 5)
+    trainer = _trainer((poisoned, None), guards=GuardConfig(skip_limit=2))
+    with pytest.raises(
+        TrainingError,
+        match=r"3 of the last 6 batches .*skip_limit = 2\. Lower train\.learning_rate",
+    ):
+        list(trainer.events())
+    assert trainer.step == 6
+
+
+def test_weights_that_are_not_finite_are_noticed(windows) -> None:
+    trainer = _trainer(windows, ema=0.9)
+    assert trainer.is_finite()
+    with torch.no_grad():
+        trainer.averaged.kernel.layers[0].bias[3] = math.inf
+    assert not trainer.is_finite()
+
+
+def test_float16_finds_its_scale(windows) -> None:
+    trainer = _trainer(windows, precision="float16", epochs=8)
+    full = _trainer(windows, epochs=8)
+    trainer._arithmetic._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    events = list(trainer.events())
+    scales = trainer.report()["loss_scale"]
+    assert not [e for e in events if isinstance(e, SkippedBatch)]  # that is no fault
+    overflown = sum(m.skipped for m in trainer.history)
+    assert overflown > 0
+    # The scale was bounded at once, and then halved at each overflow.
+    assert scales == 2.0 ** (24 - (overflown - 1)) or scales == 2.0 ** (40 - overflown)
+    a, b = ([m.loss for m in t.epochs()][-1:] or [t.history[-1].loss] for t in (trainer, full))
+    assert a == pytest.approx(b, rel=0.2)
+
+
+def test_the_scale_of_float16_is_bounded_below(windows) -> None:
+    every = Poisoned(windows[0].store, WINDOW).poison(*range(100))
+    trainer = _trainer(
+        (every, None), precision="float16", epochs=20, guards=GuardConfig(skip_limit=100)
+    )
+    events = list(trainer.events())
+    assert trainer.report()["loss_scale"] == 2.0**-10
+    assert len([e for e in events if isinstance(e, SkippedBatch)]) == 80
+
+
+def test_a_spike_is_noticed_and_rolled_back(windows) -> None:
+    guards = GuardConfig(spike=3.0, slow_down=0.25, rollbacks=1)
+    trainer = _trainer(windows, epochs=100, learning_rate=1e-3, decay="constant", guards=guards)
+    events = trainer.events()
+    for event in events:
+        assert not isinstance(event, LossSpike)
+        if event.step == 200:
+            break
+    saved = trainer.state_dict()
+    saved = ({k: v.clone() for k, v in saved[0].items()}, _through_json(saved[1]))
+
+    def collapse():
+        with torch.no_grad():
+            for p in trainer.denoiser.parameters():
+                p.mul_(5)
+        return next(e for e in trainer.events() if isinstance(e, LossSpike))
+
+    spike = collapse()
+    assert 200 < spike.step <= 208
+    assert spike.loss > 3 * spike.median
+    trainer.roll_back(*saved)
+    assert (trainer.step, trainer.rollbacks, trainer.learning_rate) == (200, 1, 0.25e-3)
+    for a, b in zip(trainer.denoiser.state_dict().values(), part_of(saved[0]), strict=True):
+        assert torch.equal(a, b)
+    later = [e for e in trainer.events() if e.step < 398]
+    assert not [e for e in later if isinstance(e, LossSpike)]
+    assert trainer.history[-1].learning_rate == 0.25e-3
+    again = _trainer(windows, epochs=100, decay="constant", guards=guards)
+    again.load_state_dict(*trainer.state_dict())
+    assert (again.slow_down, again.rollbacks) == (0.25, 1)
+    with pytest.raises(TrainingError, match=r"3 times .* once more after 1 roll-backs"):
+        trainer.roll_back(*saved)
+
+
+def part_of(tensors):
+    return [v for k, v in tensors.items() if k.startswith("raw.")]
+
+
+def test_no_spike_is_seen_in_usual_noise(windows) -> None:
+    trainer = _trainer(windows, epochs=100, guards=GuardConfig(spike=3.0))
+    assert not [e for e in trainer.events() if isinstance(e, LossSpike)]
+
+
+def test_anomalies_are_named(windows) -> None:
+    poisoned = Poisoned(windows[0].store, WINDOW).poison(1)
+    trainer = _trainer((poisoned, None))
+    with (
+        pytest.raises(
+            TrainingError,
+            match=r"module kernel\.layers\.0 \(Linear\) gave \(8, 32\) of .*32 of 256 not finite.*"
+            r"given \(8, 7\) of .*1 of 56 not finite; its weights are weight: \(32, 7\) of",
+        ),
+        anomaly_hunt(trainer.denoiser),
+    ):
+        list(trainer.events())
+    assert trainer.step == 1
+    trainer = _trainer(windows, epochs=1)
+    activation = trainer.denoiser.kernel.layers[1]
+    activation.forward = lambda x: (x - x).sqrt() + x  # finite, but its gradient is 0 / 0
+    with (
+        pytest.warns(UserWarning, match="Traceback of forward call"),
+        pytest.raises(
+            TrainingError, match=r"a gradient is not finite: Function '\w+' returned nan"
+        ),
+        anomaly_hunt(trainer.denoiser),
+    ):
+        list(trainer.events())
+    list(_trainer(windows, epochs=1).events())
+    assert not any(m._forward_hooks for m in trainer.denoiser.modules())
+
+
+def test_data_are_checked(windows, tmp_path) -> None:
+    import shutil
+
+    import h5py
+
+    source = make(Swing(std=None), tmp_path / "data", trajectories=40)
+    for split in ("train", "valid"):
+        for limit in (None, 0):
+            store = TrajectoryStore(source / f"{split}.h5")
+            WindowDataset(store, WINDOW, memory_limit=limit).check()
+    for split in windows:  # standardized with what the system says
+        split.check()
+    with h5py.File(source / "train.h5") as file:
+        x = file["x"][:]
+
+    def check(name, states, limit):
+        path = tmp_path / f"{name}-{limit}.h5"
+        shutil.copy(source / "train.h5", path)
+        with h5py.File(path, "r+") as file:
+            file["x"][...] = states
+        WindowDataset(TrajectoryStore(path), WINDOW, memory_limit=limit).check()
+
+    with pytest.raises(DataError, match=r"variable 'q'.* std 1\.05 instead of 0 and 1"):
+        check("a-little", 1.05 * x, None)
+    check("a-little", 1.05 * x, 0)  # only some windows are looked at
+    spoilt = x.copy()
+    spoilt[5, 1, 0], spoilt[7, 0, 1] = math.nan, math.inf
+    for limit in (None, 0):
+        with pytest.raises(DataError, match="these are not the data that the statistics are of"):
+            check("other-units", 20 * x, limit)
+        with pytest.raises(DataError, match=r"not finite, in trajectories \[5, 7\] \(2 of 32"):
+            check("not-finite", spoilt, limit)
+
+
+def test_torchs_switches_are_set_and_put_back() -> None:
+    def switches():
+        return (
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cudnn.benchmark,
+            torch.are_deterministic_algorithms_enabled(),
+        )
+
+    before = switches()
+    with arithmetic_rules(TrainConfig(tf32=True)):
+        assert switches() == ("high", True, True, False)
+    assert switches() == before
+    with arithmetic_rules(TrainConfig(deterministic=True)):
+        assert switches() == ("highest", False, False, True)
+    assert switches() == before
+
+
+def test_optimizers(windows) -> None:
+    for name, kind in (("adamw", "AdamW"), ("adam", "Adam"), ("sgd", "SGD")):
+        trainer = _trainer(
+            windows,
+            optimizer=name,
+            betas=(0.8, 0.99),
+            weight_decay=0.02,
+            learning_rate=1e-2,
+            epochs=20,
+        )
+        (group,) = trainer.optimizer.param_groups
+        assert type(trainer.optimizer).__name__ == kind
+        assert (group["lr"], group["weight_decay"], group["fused"]) == (1e-2, 0.02, True)
+        if name == "sgd":
+            assert (group["momentum"], group["nesterov"]) == (0.8, True)
+        else:
+            assert group["betas"] == (0.8, 0.99)
+        losses = [m.loss for m in trainer.epochs()]
+        assert losses[-1] < losses[0]

@@ -8,6 +8,7 @@ from torch import nn
 
 from sda_core.errors import ConfigError
 from sda_core.kernel import WindowShape
+from sda_core.method import peak_bytes
 from sda_core.testing import check_kernel
 from sda_transformer.transformer import Block, Transformer
 
@@ -55,3 +56,23 @@ def test_states_with_a_grid() -> None:
 def test_errors() -> None:
     with pytest.raises(ConfigError, match="heads = 3 must divide width = 16"):
         Transformer(width=16, heads=3)
+
+
+def test_checkpointing() -> None:
+    """The same gradients, with less memory."""
+    window = WindowShape(window=9, variables=3)
+    x, t = torch.randn(16, 9, 3), torch.rand(16)
+    gradients, peaks = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        network = Transformer(width=32, blocks=6, checkpointing=checkpointing).build(window)
+        for p in network.parameters():
+            nn.init.normal_(p, std=0.1)
+
+        def backward(network=network) -> None:
+            network(x, t).square().sum().backward()
+
+        peaks.append(peak_bytes(backward))
+        gradients.append([p.grad for p in network.parameters()])
+    assert all(map(torch.equal, *gradients))
+    assert peaks[1] < 0.5 * peaks[0]

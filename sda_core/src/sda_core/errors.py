@@ -35,6 +35,18 @@ class CheckpointError(SDAError):
     """A checkpoint is missing, damaged or belongs to another configuration."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint is damaged, and the one before it is used."""
+
+
+class TrainingError(SDAError):
+    """A training cannot go on: losses or gradients are not finite, or the loss rises again."""
+
+
+class TrackingWarning(UserWarning):
+    """A tracker failed and is left out from now on, or keeps its records on this machine alone."""
+
+
 class SimulationError(SDAError, ArithmeticError):
     """A simulated trajectory left the range of finite numbers."""
 

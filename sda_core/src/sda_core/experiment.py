@@ -26,6 +26,7 @@ from sda_core.plugins import PluginManager, default_manager, nearest
 from sda_core.sampler import Sampler
 from sda_core.schedule import Schedule
 from sda_core.system import System
+from sda_core.tracker import Tracker
 from sda_core.training import TrainConfig
 
 
@@ -84,6 +85,7 @@ class Experiment:
     sample: SampleConfig | None = option(default=None, help="unconditional samples, if wanted")
     assimilate: AssimilateConfig = option(default=AssimilateConfig(), help="what is inferred")
     evaluate: EvaluateConfig = option(default=EvaluateConfig(), help="what it is compared with")
+    trackers: tuple[Tracker, ...] = option(default=(), help="where numbers and pictures are sent")
 
     def require(self, table: str, stage: str) -> Any:
         """A table that a stage cannot do without.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from sda_core.plugins import Component, hookimpl
+
+if TYPE_CHECKING:
+    from sda_core.tracker import Value
 
 sda_interface = 1
 
@@ -54,3 +58,15 @@ def sda_register_components() -> Iterable[Component]:
     for kind, components in _COMPONENTS.items():
         for name, (target, summary) in components.items():
             yield Component(kind, name, f"sda_core.{kind}.{target}", summary)
+
+
+@hookimpl
+def sda_diagnostics(run: Any, stage: str, context: Mapping[str, Any]) -> Mapping[str, Value]:
+    """Give what every training reports."""
+    if stage not in ("batch", "training-samples"):
+        return {}
+    from sda_core import diagnostics  # with torch, which listing components needs not
+
+    if stage == "batch":
+        return diagnostics.batch_diagnostics(context["trainer"])
+    return diagnostics.sample_diagnostics(run, context["model"], context["samples"])

@@ -21,6 +21,8 @@ from sda_core.experiment import Experiment
 from sda_core.files import write_text
 from sda_core.plugins import PluginManager, default_manager
 from sda_core.progress import ProgressOption
+from sda_core.tracker import Histogram, Sessions, Value
+from sda_core.training import CheckpointFolder
 
 #: Which tables, and which earlier stages, the result of a stage depends on.
 DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -44,7 +46,17 @@ RESULTS = {
 #: Keys that do not change a result: how fast it is made, or how the model is composed afterwards.
 IGNORES: dict[str, dict[str, tuple[str, ...]]] = {
     "simulate": {"data": ("workers",)},
-    "train": {"model": ("stride", "fold", "chunk_size"), "train": ("checkpoint_every",)},
+    "train": {
+        "model": ("stride", "fold", "chunk_size"),
+        "train": (
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "keep",
+            "report_every",
+            "histograms",
+            "sample_every",
+        ),
+    },
     "sample": {"model": ("chunk_size",)},
     "assimilate": {"model": ("chunk_size",), "method": ("batch_size", "memory")},
 }
@@ -63,8 +75,9 @@ class Run:
 
     experiment: Experiment
     directory: Path = attrs.field(converter=Path)
-    manager: PluginManager = attrs.field(factory=default_manager)
+    manager: PluginManager = attrs.field(factory=lambda: default_manager())
     progress: ProgressOption = True
+    _sessions: Sessions | None = attrs.field(default=None, init=False)
 
     @property
     def data(self) -> Path:
@@ -77,9 +90,15 @@ class Run:
         return self.directory / "model"
 
     @property
-    def checkpoint(self) -> Path:
-        """The newest checkpoint of the training."""
-        return self.directory / "checkpoints" / "last.safetensors"
+    def checkpoints(self) -> CheckpointFolder:
+        """The checkpoints of the training."""
+        return CheckpointFolder(self.directory / "checkpoints", self.experiment.train.keep)
+
+    @property
+    def train_seed(self) -> int:
+        """Source of the randomness of the training."""
+        seed = self.experiment.train.seed
+        return self.experiment.seed if seed is None else seed
 
     def fingerprint(self, stage: str) -> str:
         """Hash of everything in the configuration that a stage's result depends on."""
@@ -136,11 +155,19 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         if not (self.directory / "config.toml").is_file():
             self._write_config()  # so that a killed run can be gone on with
-        self.manager.hook.sda_run_started(run=self)
+        self.manager.hook.sda_run_started(run=self, stage=name)
+        self._sessions = Sessions(self.experiment.trackers, self, name)
         results: dict[str, Any] = {}
         started = time.perf_counter()
-        yield results
-        results["seconds"] = round(time.perf_counter() - started, 3)
+        try:
+            yield results
+            results["seconds"] = round(time.perf_counter() - started, 3)
+            if name == "train":
+                self._sessions.save_model(self.model)
+        except BaseException:
+            self._sessions.close(None)
+            raise
+        self._sessions.close(results)
         self._write_config()  # not before: a stage that is refused must change nothing
         record = self.provenance() | self._environment()
         record["stages"][name] = {"fingerprint": self.fingerprint(name), **results}
@@ -152,18 +179,58 @@ class Run:
         table = unstructure(self.experiment, manager=self.manager)
         dump_toml(table, self.directory / "config.toml")
 
-    def diagnostics(self, stage: str, **context: Any) -> dict[str, float]:
-        """Numbers that plugins add to a stage's results, by name."""
-        numbers: dict[str, float] = {}
+    def diagnostics(self, stage: str, **context: Any) -> dict[str, Value]:
+        """What plugins add, by name; see the hook ``sda_diagnostics``."""
+        values: dict[str, Value] = {}
         given = self.manager.hook.sda_diagnostics(run=self, stage=stage, context=context)
         for more in given:
-            numbers |= more
-        return numbers
+            values |= more
+        return values
+
+    def result_numbers(self, stage: str, **context: Any) -> dict[str, float]:
+        """The numbers that plugins add to a stage's results, by name."""
+        values = self.diagnostics(stage, **context)
+        return {name: v for name, v in values.items() if isinstance(v, int | float)}
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append an event to ``metrics.jsonl``."""
         with (self.directory / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(event) + "\n")
+
+    def log_values(self, event: str, epoch: int, step: int, values: Mapping[str, Value]) -> None:
+        """Report numbers, histograms and pictures of the training.
+
+        They go to ``metrics.jsonl`` (pictures to ``figures/training``, and their path there); and,
+        as ``"<event>/<name>"``, to the hook ``sda_metrics_logged`` and to the trackers.
+        """
+        plain = {name: self._plain(name, value, step) for name, value in values.items()}
+        self.log({"event": event, "epoch": epoch, "step": step, **plain})
+        named = {f"{event}/{name}": value for name, value in values.items()}
+        self.manager.hook.sda_metrics_logged(run=self, step=step, values=named)
+        if self._sessions is not None:
+            self._sessions.log(named, step)
+
+    def _plain(self, name: str, value: Value, step: int) -> Any:
+        if isinstance(value, Histogram):
+            return attrs.asdict(value)
+        if isinstance(value, int | float):
+            return value
+        folder = self.directory / "figures" / "training" / name.replace("/", "-")
+        path = attrs.evolve(value, name=f"step-{step:08d}").save(folder)
+        return str(path.relative_to(self.directory))
+
+    def forget_after(self, step: int) -> None:
+        """Drop what ``metrics.jsonl`` says of training steps after one, so that none is repeated.
+
+        A line that was cut short, by a kill, is dropped too.
+        """
+        path = self.directory / "metrics.jsonl"
+        if not path.is_file():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if _is_kept(line, step)]
+        if kept != lines:
+            write_text(path, "".join(kept))
 
     def versions(self) -> dict[str, str]:
         """Versions of the distributions that registered components, or compute the system."""
@@ -182,6 +249,16 @@ class Run:
             "torch": torch.__version__,
             "versions": self.versions(),
         }
+
+
+def _is_kept(line: str, step: int) -> bool:
+    if not line.endswith("\n"):
+        return False
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return False
+    return not isinstance(event, dict) or event.get("step", 0) <= step
 
 
 def device() -> torch.device:

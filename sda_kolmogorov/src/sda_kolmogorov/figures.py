@@ -30,11 +30,18 @@ from sda_core.figures import (
 from sda_core.method import Problem
 from sda_kolmogorov.physics import energy_spectrum, vorticity
 
-_PLANE = Plane(extent=(0, 2 * math.pi, 0, 2 * math.pi))
+#: The periodic square.
+PLANE = Plane(extent=(0, 2 * math.pi, 0, 2 * math.pi))
 
 _QUANTILES = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
 
-_COLORS = {"posterior": POSTERIOR, "baseline": BASELINE, "reference": REFERENCE}
+_COLORS = {
+    "posterior": POSTERIOR,
+    "baseline": BASELINE,
+    "reference": REFERENCE,
+    "samples": POSTERIOR,
+    "training data": TRUTH,
+}
 
 
 def kolmogorov_pictures(problem: Problem, ensembles: Mapping[str, Tensor]) -> list[Picture]:
@@ -49,7 +56,7 @@ def kolmogorov_pictures(problem: Problem, ensembles: Mapping[str, Tensor]) -> li
     truth = None if problem.truth is None else vorticity(problem.truth)
     observed = observed_vorticity(problem, posterior[0])
     panels, moving = plane_pictures(
-        problem, w, truth, observed, name="vorticity", label="vorticity", plane=_PLANE
+        problem, w, truth, observed, name="vorticity", label="vorticity", plane=PLANE
     )
     times = state_times(problem)
     shown = torch.linspace(0, problem.length - 1, min(6, problem.length)).round().long().tolist()
@@ -60,7 +67,7 @@ def kolmogorov_pictures(problem: Problem, ensembles: Mapping[str, Tensor]) -> li
         Picture(
             name="vorticity-member",
             caption="Vorticity of one member: a trajectory that the data allow.",
-            figure=field_strip(member, times[shown], _PLANE),
+            figure=field_strip(member, times[shown], PLANE),
         ),
         Picture(
             name="spectra",
@@ -107,14 +114,14 @@ def spectra_figure(ensembles: Mapping[str, Tensor], truth: Tensor | None) -> Fig
         axis = figure.subplots()
         largest = 0.0
         for name, ensemble in ensembles.items():
-            k, spectra = _spectra(ensemble)
+            k, spectra = mean_spectra(ensemble)
             low, middle, high = torch.quantile(spectra, _QUANTILES, dim=0)
             color = _COLORS[name]
             axis.fill_between(k, low, high, color=color, alpha=0.25, lw=0)
             axis.plot(k, middle, color=color, label=name)
             largest = max(largest, float(high.max()))
         if truth is not None:
-            k, spectra = _spectra(truth[None])
+            k, spectra = mean_spectra(truth[None])
             axis.plot(k, spectra[0], color=TRUTH, lw=0.9, label="truth")
         axis.set_xscale("log")
         axis.set_yscale("log")
@@ -127,7 +134,7 @@ def spectra_figure(ensembles: Mapping[str, Tensor], truth: Tensor | None) -> Fig
     return figure
 
 
-def _spectra(ensemble: Tensor) -> tuple[Tensor, Tensor]:
+def mean_spectra(ensemble: Tensor) -> tuple[Tensor, Tensor]:
     """Wavenumbers 0 < k <= n / 2, (K,), and each member's mean spectrum over time, (M, K)."""
     shells = slice(1, ensemble.shape[-1] // 2 + 1)
     found = [energy_spectrum(x.double()) for x in ensemble]

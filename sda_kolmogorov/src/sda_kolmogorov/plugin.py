@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sda_core.plugins import Component, Preset, hookimpl
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from sda_core.figures import Picture
     from sda_core.method import Problem
+    from sda_core.system import System
+    from sda_core.tracker import Value
 
 sda_interface = 1
 
@@ -59,6 +61,16 @@ def sda_register_presets() -> list[Preset]:
             summary="Kolmogorov flow at 32 x 32, under half an hour on 2 CPU cores",
         ),
         Preset(
+            name="kolmogorov-base",
+            path=presets / "kolmogorov-base.toml",
+            summary="Kolmogorov flow at 64 x 64, wide window, U-Net of 9.5 M parameters, for one GPU",
+        ),
+        Preset(
+            name="kolmogorov-large",
+            path=presets / "kolmogorov-large.toml",
+            summary="Kolmogorov flow at 64 x 64, U-Net of 45 M parameters, for a day of GPU time",
+        ),
+        Preset(
             name="kolmogorov-rozet2023",
             path=presets / "kolmogorov-rozet2023.toml",
             summary="Kolmogorov flow as in the SDA paper: U-Net, k = 2, 4096 epochs, for one GPU",
@@ -69,7 +81,7 @@ def sda_register_presets() -> list[Preset]:
 @hookimpl
 def sda_scores(problem: Problem, ensemble: Tensor) -> dict[str, float]:
     """Scores of flows, for problems of this package's system."""
-    if not _is_flow(problem):
+    if not _is_flow(problem.system):
         return {}
     from sda_kolmogorov.scores import kolmogorov_scores
 
@@ -79,14 +91,24 @@ def sda_scores(problem: Problem, ensemble: Tensor) -> dict[str, float]:
 @hookimpl
 def sda_figures(problem: Problem, ensembles: Mapping[str, Tensor]) -> list[Picture]:
     """Pictures of flows, for problems of this package's system."""
-    if not _is_flow(problem):
+    if not _is_flow(problem.system):
         return []
     from sda_kolmogorov.figures import kolmogorov_pictures
 
     return kolmogorov_pictures(problem, ensembles)
 
 
-def _is_flow(problem: Problem) -> bool:
+@hookimpl
+def sda_diagnostics(run: Any, stage: str, context: Mapping[str, Any]) -> dict[str, Value]:
+    """Pictures and numbers of sampled flows, while a model of this package's system is trained."""
+    if stage != "training-samples" or not _is_flow(run.experiment.system):
+        return {}
+    from sda_kolmogorov.diagnostics import kolmogorov_diagnostics
+
+    return kolmogorov_diagnostics(run, context["samples"])
+
+
+def _is_flow(system: System) -> bool:
     from sda_kolmogorov.kolmogorov import KolmogorovFlow  # without JAX, but with torch
 
-    return isinstance(problem.system, KolmogorovFlow)
+    return isinstance(system, KolmogorovFlow)

@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from sda_core.config import at_least, component, option
 from sda_core.errors import ConfigError
@@ -33,6 +34,9 @@ class Transformer(Kernel):
     blocks: int = option(default=4, check=at_least(1), help="number of transformer blocks")
     heads: int = option(default=4, check=at_least(1), help="attention heads; must divide width")
     expansion: int = option(default=4, check=at_least(1), help="features of the MLP, over width")
+    checkpointing: bool = option(
+        default=False, help="compute activations again in the backward pass, which saves memory"
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.width % self.heads:
@@ -47,6 +51,7 @@ class Transformer(Kernel):
             blocks=self.blocks,
             heads=self.heads,
             expansion=self.expansion,
+            checkpointing=self.checkpointing,
         )
 
 
@@ -89,12 +94,21 @@ class TemporalTransformer(nn.Module):
         blocks: Number of blocks.
         heads: Attention heads.
         expansion: Features of the MLP, over width.
+        checkpointing: Whether activations are computed again in the backward pass.
     """
 
     def __init__(
-        self, window: int, features: int, width: int, blocks: int, heads: int, expansion: int
+        self,
+        window: int,
+        features: int,
+        width: int,
+        blocks: int,
+        heads: int,
+        expansion: int,
+        checkpointing: bool,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.embedding = nn.Sequential(TimeEmbedding(width), nn.SiLU())
         self.position = nn.Parameter(0.02 * torch.randn(window, width))
         self.inward = nn.Linear(features, width)
@@ -109,5 +123,8 @@ class TemporalTransformer(nn.Module):
         c = self.embedding(t)
         h = self.inward(rearrange(x, "b w ... -> b w (...)")) + self.position
         for block in self.blocks:
-            h = block(h, c)
+            if self.checkpointing and torch.is_grad_enabled():
+                h = torch.as_tensor(checkpoint(block, h, c, use_reentrant=False))
+            else:
+                h = block(h, c)
         return torch.as_tensor(self.outward(self.norm(h)).reshape(x.shape))

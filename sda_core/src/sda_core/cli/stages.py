@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sda_core.cli.output import JsonOption, print_json
+from sda_core.cli.output import JsonOption, print_columns, print_json
+from sda_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from sda_core.experiment import Experiment
@@ -22,6 +23,10 @@ Directory = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Change a value, as in train.learning_rate=2e-4; repeatable."),
+]
+Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="Only try everything in small, in a folder that is removed."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
@@ -44,17 +49,52 @@ def _prepare(
     return experiment, directory
 
 
+def _newest(resume: bool, directory: Path | None, quiet: bool) -> str:
+    """The run directory to go on with where no experiment is given."""
+    from sda_core.progress import announce
+    from sda_core.stages import newest_run
+
+    if not resume:
+        raise ConfigError(
+            "train what? Give a preset, a TOML file or a run directory, or --resume to go on with "
+            "the run in ./runs that was trained last"
+        )
+    found = directory or newest_run("runs")
+    announce(not quiet, f"going on with {found}")
+    return str(found)
+
+
+def _at_most_one(**options: bool) -> None:
+
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} cannot be combined: give one of them")
+
+
+def _try(experiment: Experiment, directory: Path, quiet: bool) -> None:
+    from sda_core import stages
+
+    for stage in stages.quick(experiment, directory, progress=not quiet):
+        typer.echo(str(stage))
+    typer.echo("everything works")
+
+
 def run(
     experiment: Source,
     directory: Directory = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
     as_json: JsonOption = False,
+    quick: Quick = False,
 ) -> None:
     """Do all stages, from simulation to report; what is done and unchanged is skipped."""
     loaded, folder = _prepare(experiment, directory, overrides)
     from sda_core import stages
 
+    if quick:
+        loaded.require("method", "a run")
+        _try(loaded, folder, quiet)
+        return
     scores = stages.run(loaded, folder, progress=not quiet)
     _print_scores(scores, folder, as_json)
 
@@ -80,17 +120,73 @@ def simulate(
 
 
 def train(
-    experiment: Source,
+    experiment: Annotated[
+        str | None,
+        typer.Argument(
+            help="A preset, a TOML file, or a run directory; with --resume it may be left out, "
+            "for the run in ./runs that was trained last."
+        ),
+    ] = None,
     directory: Directory = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from a checkpoint; there must be one.")
+    ] = False,
+    may_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A key or table that may differ from the checkpoint's, as in train.epochs; "
+            "repeatable."
+        ),
+    ] = None,
+    detect_anomaly: Annotated[
+        bool,
+        typer.Option("--detect-anomaly", help="Stop at the first value that is not finite; slow."),
+    ] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Train an ensemble: seeds, as in 0,1,2 or 0-2.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Members of an ensemble trained side by side.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how much memory and time it takes, and stop.")
+    ] = False,
+    quick: Quick = False,
 ) -> None:
-    """Train the kernel, from the last checkpoint if there is one."""
-    loaded, folder = _prepare(experiment, directory, overrides)
+    """Train the kernel, from the newest checkpoint if there is one."""
+    _at_most_one(resume=resume, dry_run=dry_run, quick=quick)
+    _at_most_one(
+        detect_anomaly=detect_anomaly, seeds=seeds is not None, dry_run=dry_run, quick=quick
+    )
+    loaded, folder = _prepare(experiment or _newest(resume, directory, quiet), directory, overrides)
     from sda_core import stages
 
-    model = stages.train(loaded, folder, progress=not quiet)
-    typer.echo(f"model: {folder / 'model'}, validation loss {model.provenance['valid_loss']}")
+    if dry_run:
+        typer.echo(str(stages.preview_training(loaded, folder)))
+    elif quick:
+        _try(loaded, folder, quiet)
+    elif seeds is not None:
+        members = stages.train_seeds(
+            loaded,
+            folder,
+            stages.parse_seeds(seeds),
+            jobs=jobs,
+            progress=not quiet,
+            resume=resume,
+            may_change=may_change or (),
+        )
+        rows = [(str(seed), *member.cells()) for seed, member in members.items()]
+        print_columns([("seed", "steps", "validation loss", "best epoch", "minutes"), *rows])
+    else:
+        model = stages.train(
+            loaded,
+            folder,
+            progress=not quiet,
+            resume=resume,
+            may_change=may_change or (),
+            detect_anomaly=detect_anomaly,
+        )
+        typer.echo(f"model: {folder / 'model'}, validation loss {model.provenance['valid_loss']}")
 
 
 def sample(

@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sda_core.data.prefetch import prefetch
+from sda_core.data.standardization import Standardization
 from sda_core.data.store import TrajectoryStore
 from sda_core.errors import DataError
 
 LOAD_BYTES = 64 * 2**20
 #: Batches that are read from the file ahead of their use.
 BATCHES_AHEAD = 4
+#: Windows that are looked at where the data are not held in memory.
+CHECKED_WINDOWS = 256
+#: How far standardized data may be from mean 0 and std 1: those that the statistics are of, and
+#: others. Wide, since small splits of slowly mixing systems differ; a wrong file differs by more.
+TIGHT, WIDE = 0.02, 5.0
 
 
 def available_memory(device: torch.device | str = "cpu") -> int:
@@ -73,12 +79,14 @@ class WindowDataset:
         window: Number W of states in a window.
         memory_limit: How many bytes may be held on a device; None for half of what is available.
         device: Where the batches are wanted.
+        standardization: The map to model space; None for the store's.
 
     Attributes:
         store: The trajectories.
         window: Number of states in a window.
         device: Where the batches are.
         held_on: Where the trajectories are held; None where they are read from the file.
+        standardization: The map to model space.
 
     Raises:
         DataError: The window is longer than the trajectories.
@@ -90,6 +98,7 @@ class WindowDataset:
         window: int,
         memory_limit: int | None = None,
         device: torch.device | str = "cpu",
+        standardization: Standardization | None = None,
     ) -> None:
         self.store, self.window, self.device = store, window, torch.device(device)
         length = store.shape[1]
@@ -106,7 +115,7 @@ class WindowDataset:
             if size <= limit:
                 self.held_on = place
                 break
-        self._standardization = store.standardization
+        self.standardization = standardization or store.standardization
         self._states: Tensor | None = None
 
     def __len__(self) -> int:
@@ -114,8 +123,8 @@ class WindowDataset:
         return len(self.store)
 
     def epoch(
-        self, generator: Generator, batch_size: int, per_trajectory: int = 1
-    ) -> Iterator[Tensor]:
+        self, generator: torch.Generator, batch_size: int, per_trajectory: int = 1, first: int = 0
+    ) -> Generator[Tensor, None, None]:
         r"""Draw windows from every trajectory, each with a uniformly random start, shuffled.
 
         Args:
@@ -123,6 +132,7 @@ class WindowDataset:
                 device; drawn from before the first batch only.
             batch_size: Number B of windows in a batch; the last batch has what is left.
             per_trajectory: Number of windows drawn from each trajectory.
+            first: Number of batches that are left out at the beginning.
 
         Yields:
             Windows in model space, float32, (B, W, C, \*S).
@@ -134,6 +144,7 @@ class WindowDataset:
         count = N * per_trajectory
         rows = torch.randperm(count, generator=generator) % N
         starts = torch.randint(L - self.window + 1, (count,), generator=generator)
+        rows, starts = rows[first * batch_size :], starts[first * batch_size :]
         if self.held_on is None:
             parts = zip(rows.split(batch_size), starts.split(batch_size), strict=True)
             batches = prefetch((self._read(*part) for part in parts), BATCHES_AHEAD)
@@ -145,9 +156,45 @@ class WindowDataset:
             for batch in batches:
                 yield batch.to(self.device, non_blocking=True)
 
+    def check(self) -> None:
+        """Look whether the data are finite and standardized as the store says.
+
+        All states are looked at where they are held in memory, else some windows.
+
+        Raises:
+            DataError: They are not.
+        """
+        if self.held_on is None:
+            rows = torch.linspace(0, len(self) - 1, min(len(self), CHECKED_WINDOWS)).long()
+            x = self._read(rows, torch.zeros_like(rows))
+        else:
+            self._states = self._load()
+            x, rows = self._states.unflatten(0, self.store.shape[:2]), torch.arange(len(self))
+        bad = rows[~x.flatten(1).isfinite().all(1).cpu()].tolist()
+        path = self.store.path
+        if bad:
+            raise DataError(
+                f"{path} has states that are not finite, in trajectories {bad[:8]}"
+                f"{' and more' if len(bad) > 8 else ''} ({len(bad)} of {len(rows)} looked at): run "
+                "'sda data verify' on it, or simulate it again"
+            )
+        info = self.store.info
+        own = info.split == info.standardization_source and self.held_on is not None
+        tolerance = TIGHT if own else WIDE
+        for i, name in enumerate(self.store.spec.variable_names):
+            std, mean = (float(v) for v in torch.std_mean(x[:, :, i]))
+            if abs(mean) > tolerance or not 1 / (1 + tolerance) < std < 1 + tolerance:
+                raise DataError(
+                    f"{path} states mean {self.standardization.mean[i]:.4g} and std "
+                    f"{self.standardization.std[i]:.4g} for variable {name!r}, but standardized "
+                    f"with them its mean is {mean:.3g} and its std {std:.3g} instead of 0 and "
+                    "1: these are not the data that the statistics are of. Run 'sda data "
+                    "verify' on it, or simulate it again"
+                )
+
     def _read(self, rows: Tensor, starts: Tensor) -> Tensor:
         windows = self.store.read_windows(rows.tolist(), starts.tolist(), self.window)
-        return self._pinned(self._standardization.to_model(windows))
+        return self._pinned(self.standardization.to_model(windows))
 
     def _gather(self, index: Tensor) -> Tensor:
         if self._states is None:
@@ -169,7 +216,7 @@ class WindowDataset:
         step = max(1, LOAD_BYTES // (4 * L * math.prod(state)))
         for first in range(0, N, step):
             piece = slice(first, min(first + step, N))
-            states[piece] = self._standardization.to_model(self.store.read(piece))
+            states[piece] = self.standardization.to_model(self.store.read(piece))
         return states.flatten(0, 1)
 
     def __getstate__(self) -> dict[str, Any]:

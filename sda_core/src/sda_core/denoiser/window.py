@@ -134,7 +134,18 @@ class WindowDenoiser(Denoiser):
         weights: Tensor | None = None,
         network: Network | None = None,
     ) -> Tensor:
-        r"""Denoising loss at given times with given noise.
+        r"""Denoising loss at given times with given noise; see :meth:`losses_at`."""
+        return self.losses_at(x, t, eps, weights, network)[0]
+
+    def losses_at(
+        self,
+        x: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        weights: Tensor | None = None,
+        network: Network | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Denoising loss at given times with given noise, and what each window has in it.
 
         Args:
             x: Clean windows in model space, (B, W, C, \*S).
@@ -144,7 +155,7 @@ class WindowDenoiser(Denoiser):
             network: What to evaluate instead of :meth:`network`, such as a compiled form of it.
 
         Returns:
-            The mean loss, ().
+            The mean loss, (), and the loss of each window, (B,), without a gradient.
         """
         alpha, sigma = self.scales(x, t)
         x_t = alpha * x + sigma * eps
@@ -153,4 +164,4 @@ class WindowDenoiser(Denoiser):
         error = ((network or self.network)(c_in * x_t, t) - target).square()
         if weights is not None:
             error = error * expand_time(weights / weights.mean(), error[0, 0])
-        return error.mean()
+        return error.mean(), error.detach().flatten(1).mean(1)

@@ -16,7 +16,7 @@ from sda_core.figures.base import (
 )
 from sda_core.figures.calibration import rank_histogram_figure, spread_skill_figure
 from sda_core.figures.ensembles import fields, members, posterior_series
-from sda_core.figures.learning_curve import learning_curve
+from sda_core.figures.learning_curve import learning_curve, write_learning_curve
 from sda_core.figures.maps import Maps, Plane, ensemble_maps
 from sda_core.figures.observations import observations
 from sda_core.figures.observed import (
@@ -28,6 +28,7 @@ from sda_core.figures.observed import (
 )
 from sda_core.figures.panels import animation, ensemble_panels, field_strip
 from sda_core.figures.plane import plane_pictures, variable_pictures
+from sda_core.figures.samples import sampled_trajectories
 
 __all__ = [
     "BASELINE",
@@ -56,10 +57,12 @@ __all__ = [
     "plane_pictures",
     "posterior_series",
     "rank_histogram_figure",
+    "sampled_trajectories",
     "shown_times",
     "spread_skill_figure",
     "state_times",
     "time_label",
     "variable_pictures",
     "with_units",
+    "write_learning_curve",
 ]

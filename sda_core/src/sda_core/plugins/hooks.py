@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from sda_core.figures import Picture
     from sda_core.method import Problem
     from sda_core.plugins import Component, Preset
+    from sda_core.tracker import Value
 
 #: (major, minor). Plugins state the major version they were made for; a new minor version only
 #: adds hooks or arguments.
-INTERFACE_VERSION = (1, 1)
+INTERFACE_VERSION = (1, 2)
 
 hookspec = pluggy.HookspecMarker("sda")
 hookimpl = pluggy.HookimplMarker("sda")
@@ -53,13 +54,33 @@ def sda_cli_commands(app: typer.Typer) -> None:
 
 
 @hookspec
-def sda_run_started(run: Any) -> None:
+def sda_run_started(run: Any, stage: str) -> None:
     """Called once when a stage of a run starts, with configuration and folder in place."""
 
 
 @hookspec
 def sda_epoch_ended(run: Any, metrics: Mapping[str, float]) -> None:
     """Called after each training epoch with its metrics (``epoch``, ``step``, losses, rate)."""
+
+
+@hookspec
+def sda_metrics_logged(run: Any, step: int, values: Mapping[str, Value]) -> None:
+    """Called with what is reported of a training: numbers, histograms and pictures, by name.
+
+    As ``"report/<name>"`` every ``train.report_every`` steps, and as ``"epoch/<name>"`` after each
+    epoch. ``step`` counts optimizer steps and never goes back, but to that of a checkpoint when a
+    training is resumed or rolled back.
+    """
+
+
+@hookspec
+def sda_stop_training(run: Any, metrics: Mapping[str, float]) -> str | None:
+    """Called after each validation; text ends the training there, and says why.
+
+    Args:
+        run: The run.
+        metrics: What :func:`sda_epoch_ended` is called with, ``valid_loss`` among it.
+    """
 
 
 @hookspec
@@ -84,13 +105,31 @@ def sda_run_finished(run: Any, summary: Mapping[str, Any]) -> None:
 @hookspec
 def sda_diagnostics(  # type: ignore[empty-body]
     run: Any, stage: str, context: Mapping[str, Any]
-) -> Mapping[str, float]:
-    """Give extra numbers, by name, to be recorded with the results of a stage.
+) -> Mapping[str, Value]:
+    r"""Give extra numbers, histograms or pictures, by name, to be recorded.
+
+    ======================  ==========================  ===============================
+    stage                   when                        context
+    ======================  ==========================  ===============================
+    ``"batch"``             reported training steps     ``trainer``
+    ``"epoch"``             after each epoch            ``trainer``, ``metrics``
+    ``"validation"``        after each validation       ``trainer``, ``metrics``
+    ``"training-samples"``  ``train.sample_every``      ``model``, ``samples``
+    ``"train"``             at the end of the training  ``model``
+    ``"sample"``            at its end                  ``model``, ``samples``
+    ``"assimilate"``        at its end                  ``problem``, ``posterior``
+    ``"evaluate"``          at its end                  ``problem``, ``posterior``,
+                                                        ``reference``
+    ======================  ==========================  ===============================
+
+    ``trainer`` is the :class:`sda_core.training.Trainer`, with the gradients of the last step still
+    in place; ``samples`` are trajectories in physical units, (M, L, C, \*S). The first four are
+    logged (see :func:`sda_metrics_logged`); of the others numbers are kept, with the results.
 
     Args:
         run: The run.
-        stage: The stage that asks: ``"train"``, ``"sample"``, ``"assimilate"``, ``"evaluate"``.
-        context: What the stage has at hand (model, ensemble, observations), by name.
+        stage: The stage that asks.
+        context: What is at hand, by name.
     """
 
 

@@ -8,7 +8,16 @@ from collections.abc import Iterable
 from sda_core.errors import UnknownComponentError
 
 #: What a component can be, in the order of tables.
-KINDS = ("system", "kernel", "schedule", "sampler", "guidance", "observation", "method")
+KINDS = (
+    "system",
+    "kernel",
+    "schedule",
+    "sampler",
+    "guidance",
+    "observation",
+    "method",
+    "tracker",
+)
 
 
 def nearest(word: str, options: Iterable[str]) -> str | None:

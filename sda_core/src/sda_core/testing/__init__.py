@@ -30,6 +30,7 @@ from sda_core.testing.promises import Check
 from sda_core.testing.sampler import check_sampler
 from sda_core.testing.schedule import check_schedule
 from sda_core.testing.system import check_system
+from sda_core.testing.tracker import check_tracker
 
 __all__ = [
     "Check",
@@ -50,6 +51,7 @@ __all__ = [
     "check_sampler",
     "check_schedule",
     "check_system",
+    "check_tracker",
     "checks",
     "gaussian_posterior",
     "gaussian_problem",

@@ -25,8 +25,18 @@ from sda_core.plugins import PluginManager, default_manager
 from sda_core.sampler import Sampler
 from sda_core.schedule import Schedule
 from sda_core.system import System
-from sda_core.testing import guidance, kernel, method, observation, sampler, schedule, system
+from sda_core.testing import (
+    guidance,
+    kernel,
+    method,
+    observation,
+    sampler,
+    schedule,
+    system,
+    tracker,
+)
 from sda_core.testing.promises import Check, require
+from sda_core.tracker import Tracker
 
 #: By kind: base class, promises, and conditions with their defaults.
 _KINDS: dict[str, tuple[Any, tuple[Callable[..., None], ...], dict[str, Any]]] = {
@@ -41,6 +51,7 @@ _KINDS: dict[str, tuple[Any, tuple[Callable[..., None], ...], dict[str, Any]]] =
         {"spec": observation.DEFAULT_SPEC, "length": observation.DEFAULT_LENGTH},
     ),
     "method": (Method, method.PROMISES, {"tolerance": method.DEFAULT_TOLERANCE}),
+    "tracker": (Tracker, tracker.PROMISES, {}),
 }
 
 

@@ -1,0 +1,3 @@
+"""TensorBoard."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,3 @@
+"""Weights & Biases."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,56 @@
+"""What several stages need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sda_core.data import split_path
+from sda_core.errors import ConfigError
+from sda_core.model import TrainedModel
+from sda_core.progress import reporting
+from sda_core.random import seeded_generator
+from sda_core.rundir import Run, device
+
+OnStep = Callable[[int, int], None]
+
+#: Parts that progress is counted in.
+_WHOLE = 10_000
+
+#: Streams of random numbers under the experiment's seed.
+WEIGHTS, OBSERVATION, SAMPLE, POSTERIOR, REFERENCE, BASELINE = 11, 12, 13, 14, 15, 16
+
+
+def stream(seed: int, stream: int) -> int:
+    """A seed for one purpose."""
+    return seeded_generator(seed, stream).initial_seed()
+
+
+@contextmanager
+def sampling_steps(run: Run, label: str, *, hook: bool = True) -> Iterator[OnStep]:
+    """Report the steps of a sampler or method and, if wanted, call the hook for each."""
+    with reporting(run.progress, label, _WHOLE) as report:
+
+        def on_step(step: int, num_steps: int) -> None:
+            report(round(_WHOLE * step / num_steps))
+            if hook:
+                run.manager.hook.sda_sampling_step(run=run, step=step, num_steps=num_steps)
+
+        yield on_step
+
+
+def load_model(run: Run) -> TrainedModel:
+    """The trained model of a run, on the device in use."""
+    model = TrainedModel.load(run.model, config=run.experiment.model)
+    model.denoiser.to(device())
+    return model
+
+
+def check_simulated(run: Run) -> None:
+    """Refuse a run without data.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if not split_path(run.data, "train").is_file():
+        raise ConfigError(f"there are no data in {run.data}: run `sda simulate` first")

@@ -1,0 +1,82 @@
+"""The stage that scores the posterior."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from sda_core import labelled
+from sda_core.evaluation import evaluate_ensemble
+from sda_core.experiment import Experiment
+from sda_core.files import write_text
+from sda_core.method import Method
+from sda_core.progress import ProgressOption
+from sda_core.random import seeded_generator
+from sda_core.rundir import Run
+from sda_core.stages.assimilation import infer, make_problem
+from sda_core.stages.common import BASELINE, REFERENCE, sampling_steps, stream
+
+
+def evaluate(
+    experiment: Experiment, directory: str | Path, *, progress: ProgressOption = True
+) -> dict[str, dict[str, float]]:
+    """Score the posterior, and compare it with other methods on the same observations.
+
+    Args:
+        experiment: The experiment; it must have been assimilated.
+        directory: The run directory.
+        progress: What to show.
+
+    Returns:
+        Scores by name for each ensemble, also written to ``metrics.json``; figures and the report
+        are written beside it.
+    """
+    from sda_core.report import write_report  # matplotlib takes a while to import
+
+    run = Run(experiment, directory, progress=progress)
+    config = experiment.evaluate
+    problem = make_problem(run)
+    ensembles = {"posterior": labelled.load_array(run.directory / "posterior.nc", "assimilate")}
+    members = len(ensembles["posterior"])
+
+    def ensemble_of(method: Method, seed: int, label: str) -> Tensor:
+        with sampling_steps(run, label, hook=False) as on_step:
+            return infer(run, method, problem, members, seed, on_step)
+
+    def scores_of(ensemble: Tensor) -> dict[str, float]:
+        scores = evaluate_ensemble(problem, ensemble, ensembles.get("reference"))
+        for more in run.manager.hook.sda_scores(problem=problem, ensemble=ensemble):
+            scores |= more
+        return scores
+
+    (run.directory / "report.html").unlink(missing_ok=True)  # until it is written, it is not done
+    with run.stage("evaluate") as results:
+        if config.baseline is not None:
+            seed = stream(experiment.seed, BASELINE)
+            ensembles["baseline"] = ensemble_of(config.baseline, seed, "baseline")
+        again = None
+        if config.reference is not None:
+            seeds = [seeded_generator(experiment.seed, REFERENCE, i).initial_seed() for i in (0, 1)]
+            ensembles["reference"], again = (
+                ensemble_of(config.reference, seed, f"reference {i} of 2")
+                for i, seed in enumerate(seeds, 1)
+            )
+        for name, x in ensembles.items():
+            if name != "posterior":
+                array = labelled.trajectories(x, problem.system.spec).rename(name)
+                labelled.save(array, run.directory / f"{name}.nc")
+        scores = {name: scores_of(x) for name, x in ensembles.items() if name != "reference"}
+        if again is not None:
+            scores["reference"] = scores_of(again)
+        results["scores"] = scores
+        results |= run.result_numbers(
+            "evaluate",
+            problem=problem,
+            posterior=ensembles["posterior"],
+            reference=ensembles.get("reference"),
+        )
+        write_text(run.directory / "metrics.json", json.dumps(scores, indent=2) + "\n")
+    write_report(run, problem, ensembles, scores)
+    return scores

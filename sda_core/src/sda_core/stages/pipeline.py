@@ -1,0 +1,46 @@
+"""All stages, one after another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from sda_core.experiment import Experiment
+from sda_core.progress import ProgressOption
+from sda_core.rundir import Run
+from sda_core.stages.assimilation import assimilate
+from sda_core.stages.evaluation import evaluate
+from sda_core.stages.sampling import sample
+from sda_core.stages.simulation import simulate
+from sda_core.stages.training import train
+
+
+def run(
+    experiment: Experiment, directory: str | Path, *, progress: ProgressOption = True
+) -> dict[str, dict[str, float]]:
+    """Do all stages that have not been done with the present configuration.
+
+    Args:
+        experiment: The experiment.
+        directory: The run directory.
+        progress: What to show.
+
+    Returns:
+        The scores, as of :func:`evaluate`.
+    """
+    record = Run(experiment, directory, progress=progress)
+    wanted: dict[str, tuple[Callable[..., object], bool]] = {
+        "simulate": (simulate, True),
+        "train": (train, experiment.require("method", "a run").needs_model),
+        "sample": (sample, experiment.sample is not None),
+        "assimilate": (assimilate, True),
+        "evaluate": (evaluate, True),
+    }
+    for name, (function, needed) in wanted.items():
+        if needed and not record.is_done(name):
+            function(experiment, directory, progress=progress)
+    scores: dict[str, dict[str, float]] = json.loads(
+        (record.directory / "metrics.json").read_text()
+    )
+    return scores

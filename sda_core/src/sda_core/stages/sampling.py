@@ -1,0 +1,58 @@
+"""The stage that samples the prior."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from sda_core import labelled
+from sda_core.experiment import Experiment
+from sda_core.method import sample_members
+from sda_core.metrics import log_prior
+from sda_core.progress import ProgressOption, announce
+from sda_core.rundir import Run
+from sda_core.stages.common import SAMPLE, load_model, sampling_steps, stream
+from sda_core.system import HasLogProb
+
+
+def sample(
+    experiment: Experiment, directory: str | Path, *, progress: ProgressOption = True
+) -> Tensor:
+    r"""Sample trajectories from the learned prior, without observations.
+
+    Args:
+        experiment: The experiment; its kernel must have been trained.
+        directory: The run directory.
+        progress: What to show.
+
+    Returns:
+        Trajectories (M, L, C, \*S) in physical units, also written to ``samples.nc``.
+    """
+    run = Run(experiment, directory, progress=progress)
+    sampler = experiment.require("sampler", "sampling")
+    config = experiment.require("sample", "sampling")
+    model = load_model(run)
+    shape = (config.members, config.length, *model.spec.state_shape)
+    with (
+        run.stage("sample") as results,
+        sampling_steps(run, "sampling the prior") as on_step,
+    ):
+        x = sample_members(
+            model,
+            sampler,
+            shape,
+            stream(experiment.seed, SAMPLE),
+            batch_size=getattr(experiment.method, "batch_size", None),
+            memory=getattr(experiment.method, "memory", None),
+            announce=partial(announce, run.progress),
+            on_step=on_step,
+        )
+        if isinstance(experiment.system, HasLogProb):
+            results["log_prior"] = float(log_prior(experiment.system, x).mean())
+        results |= run.result_numbers("sample", model=model, samples=x)
+        labelled.save(
+            labelled.trajectories(x, model.spec).rename("samples"), run.directory / "samples.nc"
+        )
+    return x

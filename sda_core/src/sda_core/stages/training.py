@@ -1,0 +1,379 @@
+"""The stage that trains the kernel."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from sda_core.config import unstructure
+from sda_core.data import TrajectoryStore, WindowDataset, split_path
+from sda_core.errors import CheckpointError, StoppedError, TrainingError
+from sda_core.experiment import Experiment
+from sda_core.files import write_text
+from sda_core.interrupt import stop_request
+from sda_core.method import sample_members
+from sda_core.model import TrainedModel
+from sda_core.progress import ProgressOption, announce, reporting
+from sda_core.rundir import Run, device
+from sda_core.stages.common import SAMPLE, WEIGHTS, check_simulated, stream
+from sda_core.system import HasContext
+from sda_core.training import (
+    Checkpoint,
+    EpochMetrics,
+    LossSpike,
+    SkippedBatch,
+    Trainer,
+    anomaly_hunt,
+    arithmetic_rules,
+    check_settings,
+    memory_in_use,
+)
+
+#: Seconds between two looks at progress.
+_GLANCE = 0.2
+
+
+def train(
+    experiment: Experiment,
+    directory: str | Path,
+    *,
+    progress: ProgressOption = True,
+    resume: bool = False,
+    may_change: Collection[str] = (),
+    detect_anomaly: bool = False,
+) -> TrainedModel:
+    """Train the kernel of an experiment, from the newest checkpoint if there is one.
+
+    Args:
+        experiment: The experiment; its data set must have been simulated.
+        directory: The run directory.
+        progress: What to show.
+        resume: Whether there must be a checkpoint.
+        may_change: Keys in which the configuration may differ from the checkpoint's, such as
+            ``"train.epochs"``, or tables, such as ``"train"``.
+        detect_anomaly: Whether to look for the operation that first gives a value that is not
+            finite, and stop there; many times slower.
+
+    Returns:
+        The trained model, also written to ``model/``.
+
+    Raises:
+        ConfigError: There is no data set.
+        DataError: The data are not finite, or do not have the statistics that the store states.
+        CheckpointError: The directory holds a checkpoint of another configuration, none that is
+            whole, or none at all where one must be.
+        TrainingError: Too many batches were skipped, or the loss rose too often.
+        StoppedError: Ctrl-C or SIGTERM; what was trained is kept.
+    """
+    run = Run(experiment, directory, progress=progress)
+    experiment.require("kernel", "training")
+    experiment.require("schedule", "training")
+    if experiment.train.sample_every is not None:
+        experiment.require("sampler", "train.sample_every")
+        experiment.require("sample", "train.sample_every")
+    check_simulated(run)
+    depends = run.settings("simulate", "train")
+    checkpoint = run.checkpoints.newest()
+    if checkpoint is not None:
+        check_settings(checkpoint, depends, may_change)
+    elif resume:
+        raise CheckpointError(
+            f"there is no checkpoint in {run.checkpoints.directory} to go on from: train without "
+            "--resume to start"
+        )
+    model = new_model(run)
+    settings: Any = experiment.train
+    if detect_anomaly:
+        settings = attrs.evolve(settings, compile=False)
+    with arithmetic_rules(settings):
+        trainer = _new_trainer(run, model, settings)
+        training = _Training(run, trainer, model, depends)
+        if checkpoint is not None:
+            trainer.load_state_dict(checkpoint.tensors, checkpoint.state)
+        with (
+            run.stage("train") as results,
+            anomaly_hunt(model.denoiser) if detect_anomaly else nullcontext(),
+        ):
+            run.forget_after(trainer.step)
+            if checkpoint is None or checkpoint.state.get("ended") is None:
+                training.go_on()
+            trained = training.finished(results)
+            trained.save(run.model)
+    return trained
+
+
+def new_model(run: Run) -> TrainedModel:
+    """The model that a run trains, with random weights, on the device in use."""
+    experiment, system = run.experiment, run.experiment.system
+    store = TrajectoryStore(split_path(run.data, "train"))
+    with torch.random.fork_rng():
+        torch.manual_seed(stream(run.train_seed, WEIGHTS))
+        fields = system.context() if isinstance(system, HasContext) else {}
+        model = TrainedModel.create(
+            experiment.require("kernel", "training"),
+            experiment.require("schedule", "training"),
+            experiment.model,
+            store.spec,
+            fields,
+        )
+    model.denoiser.to(device())
+    return model
+
+
+def _new_trainer(run: Run, model: TrainedModel, settings: Any) -> Trainer:
+    """The trainer, with data that were looked at."""
+    data: list[WindowDataset | None] = []
+    for split in ("train", "valid"):
+        path = split_path(run.data, split)
+        if not path.is_file():
+            data.append(None)
+            continue
+        # With the model's standardization, so that training and inference cannot differ in it.
+        windows = WindowDataset(
+            TrajectoryStore(path),
+            model.config.window,
+            device=device(),
+            standardization=model.standardization,
+        )
+        windows.check()
+        data.append(windows)
+    train, valid = data
+    assert train is not None  # since it was looked for
+    return Trainer(model.denoiser, train, valid, settings, run.train_seed)
+
+
+class _Training:
+    """A training with its checkpoints, records and guards.
+
+    Args:
+        run: The run.
+        trainer: The trainer, in the state to go on from.
+        model: The model that it trains.
+        depends: The configuration that a checkpoint belongs to.
+    """
+
+    def __init__(
+        self, run: Run, trainer: Trainer, model: TrainedModel, depends: dict[str, Any]
+    ) -> None:
+        self.run, self.trainer, self.model, self.depends = run, trainer, model, depends
+        self.settings = run.experiment.train
+        self.folder = run.checkpoints
+        self._written = self._glanced = time.monotonic()
+        self._glanced_step = trainer.step
+
+    def go_on(self) -> None:
+        """Train to the end.
+
+        Raises:
+            StoppedError: A stop was asked for.
+            TrainingError: It cannot go on.
+        """
+        trainer = self.trainer
+        with (
+            reporting(self.run.progress, "training", trainer.num_steps, trainer.step) as report,
+            stop_request() as stopping,
+        ):
+            try:
+                while not self._events(report, stopping):
+                    pass
+            except TrainingError as error:
+                raise TrainingError(f"{error}. {self._last_good()}") from error
+
+    def _events(self, report: Callable[..., None], stopping: Callable[[], bool]) -> bool:
+        """Train until the end, or until it was rolled back; whether it was the end."""
+        for event in self.trainer.events():
+            if isinstance(event, SkippedBatch):
+                self.run.log({"event": "skipped", **attrs.asdict(event)})
+                self._say(
+                    f"skipped a batch that is not finite, at step {event.step} "
+                    f"(loss {event.loss:g}, gradient norm {event.grad_norm:g})"
+                )
+            elif isinstance(event, LossSpike):
+                self._roll_back(event)
+                return False
+            else:
+                reason = self._after(event, report)
+                ended = event.epoch == self.settings.epochs or reason is not None
+                if ended or stopping() or self._is_due(event):
+                    self._checkpoint(event, ended=reason)
+                if ended:
+                    if reason is not None:
+                        self._say(f"training ends after epoch {event.epoch}: {reason}")
+                    return True
+                if stopping():
+                    raise StoppedError(
+                        f"training stopped after step {event.step:,} of "
+                        f"{self.trainer.num_steps:,} (epoch {event.epoch} of "
+                        f"{self.settings.epochs}); the same command goes on from there"
+                    )
+        return True
+
+    def _after(self, event: Any, report: Callable[..., None]) -> str | None:
+        """Report a step, and an epoch if it ended one; give a reason to end the training."""
+        trainer, run = self.trainer, self.run
+        self._glance(event, report)
+        if event.step % self.settings.report_every == 0:
+            values = {**trainer.report(), **run.diagnostics("batch", trainer=trainer)}
+            run.log_values("report", event.epoch, event.step, values)
+        if not isinstance(event, EpochMetrics):
+            return None
+        metrics = attrs.asdict(event)
+        values = {k: v for k, v in metrics.items() if k not in ("epoch", "step") and v is not None}
+        values |= run.diagnostics("epoch", trainer=trainer, metrics=metrics)
+        if event.valid_loss is not None:
+            values |= run.diagnostics("validation", trainer=trainer, metrics=metrics)
+        if self.settings.sample_every and event.epoch % self.settings.sample_every == 0:
+            values |= self._samples()
+        run.log_values("epoch", event.epoch, event.step, values)
+        run.manager.hook.sda_epoch_ended(run=run, metrics=metrics)
+        if event.valid_loss is None:
+            return None
+        reasons = run.manager.hook.sda_stop_training(run=run, metrics=metrics)
+        return next((r for r in [*reasons, self._patience()] if r is not None), None)
+
+    def _patience(self) -> str | None:
+        patience, trainer = self.settings.patience, self.trainer
+        if patience is None or not math.isfinite(trainer.best_loss):
+            return None
+        validated = [m for m in trainer.history if m.valid_loss is not None]
+        worse = sum(m.epoch > trainer.best_epoch for m in validated)
+        if worse < patience:
+            return None
+        return f"{worse} validations were no better than that of epoch {trainer.best_epoch}"
+
+    def _samples(self) -> dict[str, Any]:
+        """Diagnostics of unconditional samples of the weights of now."""
+        experiment = self.run.experiment
+        config, sampler = experiment.sample, experiment.sampler
+        assert config is not None  # since it was asked for at the start
+        assert sampler is not None
+        model = attrs.evolve(self.model, denoiser=copy.deepcopy(self.trainer.best_denoiser))
+        x = sample_members(
+            model,
+            sampler,
+            (config.members, config.length, *model.spec.state_shape),
+            stream(experiment.seed, SAMPLE),
+            memory=getattr(experiment.method, "memory", None),
+        )
+        return self.run.diagnostics("training-samples", model=model, samples=x)
+
+    def _is_due(self, event: Any) -> bool:
+        minutes = self.settings.checkpoint_minutes
+        if minutes is not None and time.monotonic() - self._written > 60 * minutes:
+            return True
+        if not isinstance(event, EpochMetrics):
+            return False
+        return event.epoch % self.settings.checkpoint_every == 0 or self._is_best(event)
+
+    def _is_best(self, event: Any) -> bool:
+        return isinstance(event, EpochMetrics) and event.epoch == self.trainer.best_epoch
+
+    def _checkpoint(self, event: Any, ended: str | None = None) -> None:
+        trainer = self.trainer
+        if not trainer.is_finite():
+            raise TrainingError(
+                f"weights are not finite after step {trainer.step}, so no checkpoint is written"
+            )
+        tensors, state = trainer.state_dict()
+        path = self.folder.write(
+            tensors, {**state, "ended": ended}, self.depends, best=self._is_best(event)
+        )
+        columns = {
+            a.name: [getattr(metrics, a.name) for metrics in trainer.history]
+            for a in attrs.fields(EpochMetrics)
+        }
+        write_text(self.run.directory / "history.json", json.dumps(columns) + "\n")
+        self._written = time.monotonic()
+        self.run.manager.hook.sda_checkpoint_written(run=self.run, path=path)
+
+    def _roll_back(self, spike: LossSpike) -> None:
+        found = self.folder.newest()
+        what = f"loss {spike.loss:.3g} is far above its running median {spike.median:.3g}"
+        if found is None:
+            raise TrainingError(f"{what} at step {spike.step}, and there is no checkpoint yet")
+        self.trainer.roll_back(found.tensors, found.state)
+        self.run.forget_after(self.trainer.step)
+        record = {**attrs.asdict(spike), "from_step": spike.step, "step": self.trainer.step}
+        rate = self.trainer.slow_down
+        self.run.log({"event": "rollback", **record, "slow_down": rate})
+        self._say(
+            f"{what} at step {spike.step}: back to step {self.trainer.step}, learning rate times "
+            f"{rate:g}"
+        )
+        self._checkpoint(None)
+
+    def _last_good(self) -> str:
+        found = self.folder.newest()
+        if found is None:
+            return "No checkpoint was written before that"
+        return f"The last good checkpoint is {found.path}, of step {found.state['step']}"
+
+    def _glance(self, event: Any, report: Callable[..., None]) -> None:
+        """Show progress, from what the host knows without waiting for the device."""
+        trainer, now = self.trainer, time.monotonic()
+        if now - self._glanced < _GLANCE and event.step < trainer.num_steps:
+            return
+        steps_per_second = (event.step - self._glanced_step) / max(now - self._glanced, 1e-9)
+        self._glanced, self._glanced_step = now, event.step
+        report(event.step, "  ".join(_note(trainer, event, steps_per_second)))
+
+    def _say(self, line: str) -> None:
+        announce(self.run.progress, line)
+
+    def finished(self, results: dict[str, Any]) -> TrainedModel:
+        """The trained model, and what is recorded of the training."""
+        run, trainer = self.run, self.trainer
+        denoiser = trainer.best_denoiser
+        if self.settings.final == "best" and (best := self.folder.best()) is not None:
+            self._load_best(best)
+        validated = [m.valid_loss for m in trainer.history if m.valid_loss is not None]
+        valid_loss = validated[-1] if validated else None
+        if self.settings.final == "best" and validated:
+            valid_loss = trainer.best_loss
+        results |= {"steps": trainer.step, "valid_loss": valid_loss}
+        store = trainer.train.store
+        trained = attrs.evolve(
+            self.model,
+            denoiser=denoiser,
+            provenance={
+                "system": unstructure(run.experiment.system, manager=run.manager),
+                "train": unstructure(self.settings, manager=run.manager),
+                "data_id": store.info.recipe.data_id,
+                "seed": run.train_seed,
+                "steps": trainer.step,
+                "valid_loss": valid_loss,
+                "versions": run.versions(),
+            },
+        )
+        results |= run.result_numbers("train", model=trained)
+        return trained
+
+    def _load_best(self, best: Checkpoint) -> None:
+        prefix = "raw." if self.trainer.averaged is None else "ema."
+        weights = {k[4:]: v for k, v in best.tensors.items() if k.startswith(prefix)}
+        self.trainer.best_denoiser.load_state_dict(weights)
+
+
+def _note(trainer: Trainer, event: Any, steps_per_second: float) -> list[str]:
+    """How a training goes, in words."""
+    done = isinstance(event, EpochMetrics)
+    epoch = event.epoch if done else event.epoch + 1
+    batch = trainer.steps_per_epoch if done else event.step - event.epoch * trainer.steps_per_epoch
+    return [
+        f"epoch {epoch}/{trainer.config.epochs}",
+        f"batch {batch}/{trainer.steps_per_epoch}",
+        f"loss {trainer.last_loss:.4f}",
+        f"lr {trainer.learning_rate:.1e}",
+        f"grad {trainer.grad_norm:.2g}",
+        f"{steps_per_second * trainer.windows_per_step:,.0f} windows/s",
+        f"{memory_in_use(trainer.device) / 2**30:.2f} GiB",
+    ]

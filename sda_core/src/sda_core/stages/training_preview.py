@@ -1,0 +1,248 @@
+"""What a training will take: its steps, memory, disk and time."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import attrs
+import torch
+from torch import Generator, Tensor
+
+from sda_core.data import SPLITS, WindowDataset
+from sda_core.data.base import size_text
+from sda_core.data.windows import available_memory
+from sda_core.denoiser import WindowDenoiser
+from sda_core.experiment import Experiment
+from sda_core.method.peak_memory import peak_bytes
+from sda_core.model import TrainedModel
+from sda_core.progress import duration_text
+from sda_core.rundir import Run, device
+from sda_core.stages.common import WEIGHTS, stream
+from sda_core.system import HasContext, SystemSpec
+from sda_core.training import Trainer, arithmetic_rules
+from sda_core.training.checkpoint import save_checkpoint
+
+#: Steps are measured for this long, and at least two of them.
+ENOUGH_SECONDS = 5.0
+#: Passes over the validation windows at each validation.
+_PASSES = 4
+
+
+@attrs.frozen(kw_only=True)
+class TrainingPreview:
+    """What a training will take; ``str`` gives it as text.
+
+    Attributes:
+        parameters: Number of weights that are trained.
+        epochs: Number of epochs.
+        steps: Optimizer steps in all of them.
+        batch_size: Windows in a step.
+        device: The device in use.
+        memory: Bytes on it, by what they are for.
+        data: Bytes of the training and validation data.
+        held_on: Where these will be held; None where they are read from the files.
+        checkpoint: Bytes of a checkpoint.
+        checkpoints: Number of checkpoints that are kept, the best included.
+        model: Bytes of the trained model.
+        disk: Bytes that are free on the disk.
+        seconds: About how long it takes.
+        compiled: Whether the network is compiled, which comes on top of that.
+    """
+
+    parameters: int
+    epochs: int
+    steps: int
+    batch_size: int
+    device: str
+    memory: dict[str, int]
+    data: int
+    held_on: str | None
+    checkpoint: int
+    checkpoints: int
+    model: int
+    disk: int
+    seconds: float
+    compiled: bool
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size_text(size)}" for name, size in self.memory.items())
+        kept = self.checkpoints * self.checkpoint + self.model
+        held = "read from the files window by window"
+        if self.held_on is not None:
+            held = f"held in the memory of the {self.held_on}"
+        return "\n".join(
+            (
+                f"network: {self.parameters:,} weights",
+                f"steps: {self.steps:,} of {self.batch_size} windows, in {self.epochs:,} epochs",
+                f"memory: {size_text(sum(self.memory.values()))} on the {self.device} ({parts})",
+                f"data: {size_text(self.data)}, {held}",
+                f"disk: {size_text(kept)} ({self.checkpoints} checkpoints of "
+                f"{size_text(self.checkpoint)}, model {size_text(self.model)}); "
+                f"{size_text(self.disk)} are free",
+                f"time: about {duration_text(self.seconds)} on the {self.device}"
+                + (", and what the compilation takes" if self.compiled else ""),
+            )
+        )
+
+
+def preview_training(experiment: Experiment, directory: str | Path) -> TrainingPreview:
+    """Say what :func:`train` would take, from a few steps on random windows.
+
+    Args:
+        experiment: The experiment; its data set need not be there.
+        directory: The run directory, in which nothing is written.
+
+    Returns:
+        Size and time of the whole training, on the device in use.
+
+    Raises:
+        ConfigError: The experiment has no kernel or schedule, or they do not fit the system.
+    """
+    run, system = Run(experiment, directory), experiment.system
+    config: Any = experiment.train  # to mypy components are no attrs classes
+    sizes, spec = experiment.data.split_sizes, system.spec
+    with torch.random.fork_rng():
+        torch.manual_seed(stream(run.train_seed, WEIGHTS))
+        model = TrainedModel.create(
+            experiment.require("kernel", "training"),
+            experiment.require("schedule", "training"),
+            experiment.model,
+            spec,
+            system.context() if isinstance(system, HasContext) else {},
+        )
+    denoiser = model.denoiser.to(device())
+    train, valid = (_RandomWindows(sizes[s], experiment.model.window, spec) for s in SPLITS[:2])
+    with arithmetic_rules(config):
+        # Not compiled, since tensors inside of compiled functions cannot be counted.
+        trainer = _trainer(denoiser, train, attrs.evolve(config, compile=False))
+        memory = _memory(trainer)
+        checkpoint, checkpoint_seconds = _checkpoint(trainer)
+        if config.compile:
+            trainer = _trainer(denoiser, train, config)
+        step_seconds = _step_seconds(trainer)
+        valid_seconds = _valid_seconds(trainer, valid)
+    steps = config.epochs * trainer.steps_per_epoch
+    validations = -(-config.epochs // config.validate_every)
+    # At most: each validation may be the best.
+    checkpoints = config.epochs // config.checkpoint_every + validations
+    states = (len(train) + len(valid)) * experiment.data.length
+    data = 4 * states * math.prod(spec.state_shape)
+    places = (device(), torch.device("cpu"))
+    return TrainingPreview(
+        parameters=sum(p.numel() for p in denoiser.parameters()),
+        epochs=config.epochs,
+        steps=steps,
+        batch_size=config.batch_size,
+        device=device().type,
+        memory=memory,
+        data=data,
+        held_on=next((p.type for p in places if data <= available_memory(p) // 2), None),
+        checkpoint=checkpoint,
+        checkpoints=config.keep + (len(valid) > 0),
+        model=memory["weights"],
+        disk=_free_disk(run.directory),
+        seconds=steps * step_seconds
+        + validations * valid_seconds
+        + checkpoints * checkpoint_seconds,
+        compiled=config.compile,
+    )
+
+
+class _RandomWindows:
+    """Stands for a :class:`WindowDataset` and its store, of which there may be none yet."""
+
+    def __init__(self, count: int, window: int, spec: SystemSpec) -> None:
+        self.store, self.count, self.spec = self, count, spec
+        self.shape = (window, *spec.state_shape)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def epoch(
+        self, generator: Generator, batch_size: int, per_trajectory: int = 1, first: int = 0
+    ) -> Iterator[Tensor]:
+        """Standard normal windows, as many as of data."""
+        left = len(self) * per_trajectory - first * batch_size
+        while left > 0:
+            yield torch.randn(min(left, batch_size), *self.shape, device=device())
+            left -= batch_size
+
+
+def _trainer(denoiser: WindowDenoiser, train: _RandomWindows, config: Any) -> Trainer:
+    endless = attrs.evolve(config, epochs=sys.maxsize)
+    return Trainer(denoiser, cast(WindowDataset, train), None, endless, 0)
+
+
+def _memory(trainer: Trainer) -> dict[str, int]:
+    """What a step needs, by what it is for."""
+    events = trainer.events()
+    next(events)  # makes the optimizer's moments
+    step = peak_bytes(lambda: next(events))
+    weights = list(trainer.denoiser.parameters())
+    moments = [v for s in trainer.optimizer.state.values() for v in s.values()]
+    sizes = {
+        "weights": _bytes(trainer.denoiser.state_dict().values()),
+        "gradients": _bytes(weights),
+        "optimizer": _bytes(moments),
+        "average": _bytes(trainer.averaged.state_dict().values()) if trainer.averaged else 0,
+        "activations": step - _bytes(weights),
+    }
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(x.nbytes for x in tensors if isinstance(x, Tensor))
+
+
+def _checkpoint(trainer: Trainer) -> tuple[int, float]:
+    """Bytes of a checkpoint, and seconds to write it."""
+    before = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "step.safetensors"
+        save_checkpoint(path, *trainer.state_dict(), {})
+        return path.stat().st_size, time.perf_counter() - before
+
+
+def _step_seconds(trainer: Trainer) -> float:
+    """Seconds of a step, after one to warm up, in which the network is compiled."""
+    events = trainer.events()
+    next(events)
+    _wait()
+    start, count, seconds = time.perf_counter(), 0, 0.0
+    while count < 2 or seconds < ENOUGH_SECONDS:
+        next(events)
+        count += 1
+        seconds = time.perf_counter() - start
+    _wait()
+    return (time.perf_counter() - start) / count
+
+
+def _valid_seconds(trainer: Trainer, valid: _RandomWindows) -> float:
+    """Seconds of a validation, from one of fewer windows."""
+    if not len(valid):
+        return 0.0
+    windows = trainer.config.windows_per_trajectory
+    few = min(len(valid), max(1, trainer.config.batch_size // (_PASSES * windows)))
+    trainer.valid = cast(WindowDataset, _RandomWindows(few, valid.shape[0], valid.spec))
+    before = time.perf_counter()
+    trainer.validate()
+    return (time.perf_counter() - before) * len(valid) / few
+
+
+def _free_disk(directory: Path) -> int:
+    """Bytes that are free where a directory is or will be."""
+    path = directory.absolute()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
+def _wait() -> None:
+    """Wait for what the host has asked of a GPU."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()

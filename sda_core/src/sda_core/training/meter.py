@@ -1,0 +1,93 @@
+"""What a training measures of itself between two reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+#: Equal parts of [0, 1] in which the loss is reported by diffusion time.
+LEVELS = 8
+
+
+class Meter:
+    """Sums of losses, on the device, and times, on the host.
+
+    Args:
+        device: Where the losses are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(LEVELS, device=device)
+        self._counts = torch.zeros(LEVELS, device=device)
+        self._seconds = self._waited = 0.0
+        self._since: float | None = None
+        self._at_last_report = (0.0, 0.0)
+
+    @property
+    def clock(self) -> tuple[float, float]:
+        """Seconds that the loop has run, and of these waited for data."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self._seconds + running, self._waited
+
+    def start(self) -> None:
+        """The loop runs from now on."""
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """The loop rests from now on."""
+        self._seconds, self._since = self.clock[0], None
+
+    def waiting_for(self, items: Iterator[T]) -> Iterator[T]:
+        """Items, with the time that each is waited for counted."""
+        while True:
+            before = time.perf_counter()
+            item = next(items, None)
+            self._waited += time.perf_counter() - before
+            if item is None:
+                return
+            yield item
+
+    def update(self, t: Tensor, losses: Tensor, finite: Tensor) -> None:
+        """Take in a step.
+
+        Args:
+            t: Diffusion times, (B,).
+            losses: Loss of each window, (B,).
+            finite: Whether the step counts, ().
+        """
+        level = (t * LEVELS).long().clamp_(max=LEVELS - 1)
+        self._sums.index_add_(0, level, torch.where(finite, losses, 0).float())
+        self._counts.index_add_(0, level, finite.float().expand(len(losses)))
+
+    def read(self) -> dict[str, float]:
+        """Means since the last reading."""
+        sums, counts = self._sums.tolist(), self._counts.tolist()
+        self._sums.zero_()
+        self._counts.zero_()
+        seconds, waited = (b - a for a, b in zip(self._at_last_report, self.clock, strict=True))
+        self._at_last_report = self.clock
+        windows = sum(counts)
+        means = {
+            f"loss_t{i}": s / n for i, (s, n) in enumerate(zip(sums, counts, strict=True)) if n
+        }
+        return {
+            **({"loss": sum(sums) / windows} if windows else {}),
+            **means,
+            "windows_per_second": windows / seconds if seconds else 0.0,
+            "utilization": 1 - waited / seconds if seconds else 1.0,
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums."""
+        return {"sums": self._sums, "counts": self._counts}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from sums that :meth:`state_dict` gave."""
+        self._sums.copy_(tensors["sums"])
+        self._counts.copy_(tensors["counts"])
