@@ -329,17 +329,17 @@ def test_what_a_plugin_gives_arrives(train, tmp_path: Path) -> None:
         lines = [e for e in events if e["event"] == kind and names[0] in e]
         assert [e["step"] for e in lines] == steps
         for event in lines:
-            number, histogram, picture = (event[name] for name in names)
-            assert number == 1.5
-            assert histogram == {"counts": [1, 2], "edges": [0, 1, 2]}
             where = f"figures/training/own-{stage}_picture/step-{event['step']:08d}.png"
-            assert picture == where
-            assert (tmp_path / picture).read_bytes()[1:4] == b"PNG"
-        logged = [(step, values) for step, values in plugin.logged if names[0] in values]
+            written = {"counts": [1, 2], "edges": [0, 1, 2]}
+            assert [event[name] for name in names] == [1.5, written, where]
+            assert (tmp_path / where).read_bytes()[1:4] == b"PNG"
+        number, histogram, picture = (f"{kind}/{name}" for name in names)
+        logged = [(step, values) for step, values in plugin.logged if number in values]
         assert [step for step, _ in logged] == steps
         for _, values in logged:
-            assert values[names[1]] == Histogram(counts=(1, 2), edges=(0, 1, 2))
-            assert isinstance(values[names[2]], Picture)
+            assert values[number] == 1.5
+            assert values[histogram] == Histogram(counts=(1, 2), edges=(0, 1, 2))
+            assert isinstance(values[picture], Picture)
 
 
 def test_the_core_reports_through_the_same_hook(train, tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_the_core_reports_through_the_same_hook(train, tmp_path: Path) -> None:
     (sampled,) = (e for e in events if "samples/log_prior" in e)
     assert sampled["samples/log_prior"] < sampled["samples/log_prior_data"]
     assert (tmp_path / sampled["samples/trajectories"]).is_file()
-    assert plugin.logged[-1][1].keys() >= {"samples/std_z", "samples/trajectories"}
+    assert plugin.logged[-1][1].keys() >= {"epoch/samples/std_z", "epoch/samples/trajectories"}
 
 
 def test_nothing_is_computed_at_other_steps(train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +389,7 @@ def test_a_plugin_ends_a_training(train, tmp_path: Path) -> None:
     assert (tmp_path / "model" / "model.json").is_file()
     provenance = json.loads((tmp_path / "provenance.json").read_text())
     assert provenance["stages"]["train"]["steps"] == 16
-    # Nothing is trained when it is run once more, whoever is asked.
+    # Nothing more is trained when it is run again, though nobody ends it now.
     again = Curious()
     events = train(again)
     assert [e["epoch"] for e in events if e["event"] == "epoch"] == epochs

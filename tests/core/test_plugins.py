@@ -135,7 +135,7 @@ def test_missing_interface(site: Any) -> None:
 def test_other_interface(site: Any) -> None:
     site.add("sda-bad", "sda_interface = 2\n")
     assert broken_cause(site).endswith(
-        "it was made for plugin interface 2, but this sda-core speaks 1.1: "
+        "it was made for plugin interface 2, but this sda-core speaks 1.2: "
         "install a version of sda-bad made for interface 1, or an sda-core that speaks 2"
     )
 

@@ -62,7 +62,7 @@ def test_the_spectrum_error_is_of_the_mean_energy(data: Tensor) -> None:
 def test_divergence_is_relative_to_vorticity(data: Tensor) -> None:
     x = torch.from_numpy(KolmogorovFlow(size=N).spec.axes[0].values)
     u = 3 * torch.sin(x)[:, None] + torch.sin(x)  # div = 3 cos x, w = - cos y
-    flow = torch.stack((u, torch.zeros_like(u))).expand(2, LENGTH, 2, N, N).float()
+    flow = torch.stack((u, torch.zeros_like(u))).expand(3, LENGTH, 2, N, N).float()
     values = kolmogorov_diagnostics(RUN, flow)
     assert values["samples/divergence_rms"] == pytest.approx(3)
 

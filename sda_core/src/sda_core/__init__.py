@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sda_core.config import component, option
     from sda_core.experiment import Experiment, load_experiment
     from sda_core.health import doctor
-    from sda_core.stages import assimilate, evaluate, run, sample, simulate, train
+    from sda_core.stages import assimilate, evaluate, run, sample, simulate, train, train_seeds
 
 __all__ = [
     "Experiment",
@@ -34,6 +34,7 @@ __all__ = [
     "sample",
     "simulate",
     "train",
+    "train_seeds",
 ]
 
 # No name here may be a submodule's: importing the submodule would replace the function.
@@ -53,6 +54,7 @@ _HOMES = {
     "sample": "stages",
     "simulate": "stages",
     "train": "stages",
+    "train_seeds": "stages",
 }
 
 

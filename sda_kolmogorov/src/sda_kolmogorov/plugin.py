@@ -63,7 +63,7 @@ def sda_register_presets() -> list[Preset]:
         Preset(
             name="kolmogorov-base",
             path=presets / "kolmogorov-base.toml",
-            summary="Kolmogorov flow at 64 x 64, wide window, U-Net of 9.5 M parameters, for one GPU",
+            summary="Kolmogorov flow at 64 x 64, U-Net of 9.5 M parameters, for one GPU",
         ),
         Preset(
             name="kolmogorov-large",

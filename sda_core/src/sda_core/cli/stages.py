@@ -65,7 +65,6 @@ def _newest(resume: bool, directory: Path | None, quiet: bool) -> str:
 
 
 def _at_most_one(**options: bool) -> None:
-
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} cannot be combined: give one of them")
@@ -158,7 +157,11 @@ def train(
     _at_most_one(
         detect_anomaly=detect_anomaly, seeds=seeds is not None, dry_run=dry_run, quick=quick
     )
-    loaded, folder = _prepare(experiment or _newest(resume, directory, quiet), directory, overrides)
+    if seeds is None and jobs != 1:
+        raise ConfigError("--jobs is for ensembles: give their --seeds, as in 0,1,2")
+    loaded, folder = _prepare(
+        experiment or _newest(resume and seeds is None, directory, quiet), directory, overrides
+    )
     from sda_core import stages
 
     if dry_run:

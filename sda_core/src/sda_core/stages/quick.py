@@ -105,11 +105,12 @@ def _stages(
     experiment: Experiment, data: Path, folder: Path, progress: ProgressOption
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """The stages in small: what each did, in words, and what does it."""
-    small = _reduced(experiment)
+    sizes = experiment.data.split_sizes
+    there = all(split_path(data, split).is_file() for split, size in sizes.items() if size)
+    small = _reduced(experiment, there)
     once = _changed(small, train=_changed(small.train, epochs=1))
-    sizes = small.data.split_sizes
     count = f"{small.data.trajectories} trajectories of {small.data.length} states"
-    if all(split_path(data, split).is_file() for split, size in sizes.items() if size):
+    if there:
         yield f"took {count} from {data}", lambda: _copy(data, folder / "data", small.data)
     else:
         yield f"simulated {count}", lambda: simulate(small, folder, progress=progress)
@@ -139,32 +140,39 @@ def _stages(
         yield "evaluated them, wrote the report", lambda: evaluate(small, folder, progress=progress)
 
 
-def _reduced(experiment: Experiment) -> Experiment:
-    """The experiment with little of everything, and the same network and batches."""
+def _reduced(experiment: Experiment, there: bool) -> Experiment:
+    """The experiment with little of everything, and the same network and batches.
+
+    Args:
+        experiment: The experiment.
+        there: Whether the trajectories are taken from a data set.
+    """
     e, sizes = experiment, experiment.data.split_sizes
     width = e.model.window + e.model.stride  # two windows
     length = _shortest(e, min(width, e.assimilate.length))
     # Numbers enough for a standard deviation, which is looked at before training.
-    valid = min(sizes["valid"], max(1, 16 // math.prod(e.system.spec.grid_shape)))
-    test = min(sizes["test"], 1)
-    # So many trajectories that they give exactly the windows, and that one block has them all.
-    windows = BATCHES * e.train.batch_size
-    most = min(sizes["train"], max(1, e.system.block_size - valid - test))
-    count = max(n for n in range(1, max(1, most) + 1) if windows % n == 0)
-    counts = (count, valid, test)
+    valid = max(1, 16 // math.prod(e.system.spec.grid_shape))
+    # So many trajectories to train on that they give exactly the windows, and one block has all.
+    windows, most = BATCHES * e.train.batch_size, max(1, e.system.block_size - valid - 1)
+    counts = {"train": most, "valid": valid, "test": 1}
+    for split, size in sizes.items():
+        counts[split] = min(counts[split], size) if there else counts[split] * (size > 0)
+    counts["train"] = max(n for n in range(1, counts["train"] + 1) if windows % n == 0)
+    total = sum(counts.values())
     return _changed(
         e,
         data=_changed(
             e.data,
-            trajectories=sum(counts),
-            fractions=tuple(n / sum(counts) for n in counts),
-            length=min(e.data.length, max(width, length)),
+            trajectories=total,
+            fractions=tuple(n / total for n in counts.values()),
+            # What is there is taken whole, for the same statistics.
+            length=e.data.length if there else min(e.data.length, max(width, length)),
             burn_in=0,
         ),
         train=_changed(
             e.train,
             epochs=2,
-            windows_per_trajectory=windows // count,
+            windows_per_trajectory=windows // counts["train"],
             validate_every=1,
             checkpoint_every=1,
             report_every=1,

@@ -187,6 +187,8 @@ class _Training:
                     pass
             except TrainingError as error:
                 raise TrainingError(f"{error}. {self._last_good()}") from error
+            finally:
+                _draw(self.run)
 
     def _events(self, report: Callable[..., None], stopping: Callable[[], bool]) -> bool:
         """Train until the end, or until it was rolled back; whether it was the end."""
@@ -361,6 +363,12 @@ class _Training:
         prefix = "raw." if self.trainer.averaged is None else "ema."
         weights = {k[4:]: v for k, v in best.tensors.items() if k.startswith(prefix)}
         self.trainer.best_denoiser.load_state_dict(weights)
+
+
+def _draw(run: Run) -> None:
+    from sda_core.figures import write_learning_curve  # matplotlib takes a while to import
+
+    write_learning_curve(run.directory)
 
 
 def _note(trainer: Trainer, event: Any, steps_per_second: float) -> list[str]:

@@ -76,17 +76,17 @@ class TrainingPreview:
         kept = self.checkpoints * self.checkpoint + self.model
         held = "read from the files window by window"
         if self.held_on is not None:
-            held = f"held in the memory of the {self.held_on}"
+            held = f"held in the memory of {self.held_on}"
         return "\n".join(
             (
                 f"network: {self.parameters:,} weights",
                 f"steps: {self.steps:,} of {self.batch_size} windows, in {self.epochs:,} epochs",
-                f"memory: {size_text(sum(self.memory.values()))} on the {self.device} ({parts})",
+                f"memory: {size_text(sum(self.memory.values()))} on {self.device} ({parts})",
                 f"data: {size_text(self.data)}, {held}",
                 f"disk: {size_text(kept)} ({self.checkpoints} checkpoints of "
                 f"{size_text(self.checkpoint)}, model {size_text(self.model)}); "
                 f"{size_text(self.disk)} are free",
-                f"time: about {duration_text(self.seconds)} on the {self.device}"
+                f"time: about {duration_text(self.seconds)} on {self.device}"
                 + (", and what the compilation takes" if self.compiled else ""),
             )
         )

@@ -337,8 +337,8 @@ class Trainer:
         recent = sum(step > self.step - _SKIP_SPAN for step in self._skipped)
         if recent > limit:
             raise TrainingError(
-                f"{recent} of the last {min(self.step, _SKIP_SPAN)} batches had a loss or gradients "
-                f"that are not finite, and train.guards.skip_limit = {limit}. Lower "
+                f"{recent} of the last {min(self.step, _SKIP_SPAN)} batches had a loss or "
+                f"gradients that are not finite, and train.guards.skip_limit = {limit}. Lower "
                 "train.learning_rate, set train.clip_norm, use train.precision = 'float32', or "
                 "look for the cause with --detect-anomaly"
             )
