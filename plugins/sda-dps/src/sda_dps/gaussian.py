@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sda_core.config import component, non_negative, option
+from sda_core.config import component, non_negative, one_of, option
 from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
 
 
@@ -22,7 +22,9 @@ class GaussianGuidance(LikelihoodGuidance):
     r"""p(y | x_t) = N(y; A(x0), std^2 + gamma (sigma / alpha)^2), x0 = E[x_0 | x_t].
 
     The term gamma (sigma / alpha)^2 stands for the uncertainty of x0. With ``detach`` the gradient
-    does not go through the network, which saves the backward pass and is less accurate.
+    does not go through the network, which saves the backward pass and is less accurate; dx0/dx_t is
+    then 1 / alpha, as at a fixed noise estimate (the original code's), or with ``slope = "prior"``
+    alpha / (alpha^2 + sigma^2), that of a standard normal prior.
 
     Good values: gamma = 0.03 for Lorenz-63 and 0.01 for Kolmogorov flow (the paper's). These are
     for observations in standardized units: the term is in the squared units of A(x), so for a
@@ -32,7 +34,10 @@ class GaussianGuidance(LikelihoodGuidance):
     exact_for_gaussian: ClassVar[bool] = False
 
     gamma: float = option(default=0.03, check=non_negative, help="Var x0 / (sigma / alpha)^2")
-    detach: bool = option(default=False, help="take the gradient at fixed noise estimate")
+    detach: bool = option(default=False, help="take no gradient through the network")
+    slope: str = option(
+        default="noise", check=one_of("noise", "prior"), help="dx0/dx_t where detach is set"
+    )
 
     def likelihood_score(
         self,
@@ -47,7 +52,7 @@ class GaussianGuidance(LikelihoodGuidance):
             with torch.no_grad():
                 x0 = denoise(x_t)
             wrt = x0.requires_grad_()
-            scale = 1 / alpha  # dx0 / dx_t at fixed eps
+            scale = 1 / alpha if self.slope == "noise" else alpha / (alpha**2 + sigma**2)
         else:
             wrt = x_t.requires_grad_()
             x0 = denoise(x_t)

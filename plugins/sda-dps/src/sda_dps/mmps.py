@@ -1,4 +1,4 @@
-r"""Moment matching posterior sampling, with an exact solve.
+r"""Moment matching posterior sampling.
 
 References:
     - Rozet et al., "Learning Diffusion Priors from Observations by Expectation Maximization",
@@ -15,10 +15,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sda_core.config import at_least, component, option
+from sda_core.config import at_least, component, one_of, option
 from sda_core.denoiser import Denoiser
 from sda_core.errors import AssimilationError
 from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
+from sda_dps.linearized import Linearized, safe_step
+from sda_dps.solvers import conjugate_gradients, direct, gmres
 
 
 @component
@@ -26,13 +28,23 @@ class MMPS(LikelihoodGuidance):
     r"""p(y | x_t) = N(y; A(x0), std^2 + A V A^T), V = Cov[x_0 | x_t] = sigma^2/alpha dx0/dx_t.
 
     V is Tweedie's covariance, so that the result is exact for a Gaussian prior and a linear
-    operator. A V A^T is formed row by row, one backward pass per observed value, and the system is
-    solved exactly after it is made symmetric and its negative eigenvalues, which only an imperfect
-    network has, are set to zero. That suits up to a few hundred observed values.
+    operator. A network's derivative is not quite a covariance: directions in which it is negative
+    are left out, and the step is bounded by what the widest admissible prior allows
+    (:func:`sda_dps.linearized.safe_step`). Neither changes anything for a Gaussian prior.
+
+    ``direct`` takes one backward pass per observed value, which suits up to a few hundred; ``cg``
+    (conjugate gradients) and ``gmres`` take one per iteration, and are exact with as many
+    iterations as there are observed values, or fewer.
     """
 
     exact_for_gaussian: ClassVar[bool] = True
 
+    solver: str = option(
+        default="direct",
+        check=one_of("direct", "cg", "gmres"),
+        help="how the linear system is solved",
+    )
+    iterations: int = option(default=8, check=at_least(1), help="of cg and gmres")
     max_observations: int = option(
         default=512, check=at_least(1), help="refuse to form a larger matrix than this, squared"
     )
@@ -41,14 +53,15 @@ class MMPS(LikelihoodGuidance):
         """Make the denoiser of the posterior.
 
         Raises:
-            AssimilationError: There are more observed values than ``max_observations``.
+            AssimilationError: The solver is direct, and there are more observed values than
+                ``max_observations``.
         """
         n = likelihood.y.numel()
-        if n > self.max_observations:
+        if self.solver == "direct" and n > self.max_observations:
             raise AssimilationError(
                 f"guidance 'mmps' takes one backward pass per observed value, and there are {n} "
-                f"(max_observations = {self.max_observations}). Observe less, use another guidance "
-                "such as 'gaussian', or raise guidance.max_observations"
+                f"(max_observations = {self.max_observations}). Set guidance.solver to 'cg', "
+                "observe less, or raise guidance.max_observations"
             )
         return super().__call__(prior, likelihood)
 
@@ -63,23 +76,17 @@ class MMPS(LikelihoodGuidance):
         """Estimate grad log p(y | x_t)."""
         x_t.requires_grad_()
         x0 = denoise(x_t)
-        # A is linearized at x0, and pulled back to x_t: the rows of A dx0/dx_t.
-        x0_leaf = x0.detach().requires_grad_()
-        residual = likelihood.residual(x0_leaf)
-        n = residual.shape[1]
-        rows_A = [_vjp(-residual[:, i], x0_leaf, retain=True) for i in range(n)]
-        rows_AJ = [_vjp(x0, x_t, retain=i < n - 1, cotangent=r) for i, r in enumerate(rows_A)]
-        A = torch.stack(rows_A, 1).flatten(2)  # (B, n, d)
-        AJ = torch.stack(rows_AJ, 1).flatten(2)  # (B, n, d)
-        V = (sigma**2 / alpha).reshape(-1, 1, 1) * (AJ @ A.mT)
-        eigenvalues, vectors = torch.linalg.eigh((V + V.mT) / 2)
-        V = vectors @ (eigenvalues.clamp_min(0)[..., None] * vectors.mT)
-        covariance = V + torch.diag(likelihood.variance(x0))
-        weights = torch.linalg.solve(covariance, residual.detach()[..., None])
-        return x0, (AJ.mT @ weights).reshape(x_t.shape)
+        A = Linearized(likelihood, x0)
+        ratio = sigma**2 / alpha
 
+        def product(w: Tensor) -> tuple[Tensor, Tensor]:
+            (gradient,) = torch.autograd.grad(x0, x_t, A.pull(w), retain_graph=True)
+            return A.push(ratio * gradient), ratio * gradient
 
-def _vjp(output: Tensor, x: Tensor, *, retain: bool, cotangent: Tensor | None = None) -> Tensor:
-    cotangent = torch.ones_like(output) if cotangent is None else cotangent
-    (gradient,) = torch.autograd.grad(output, x, cotangent, retain_graph=retain)
-    return gradient
+        if self.solver == "direct":
+            solution = direct(product, A.residual)
+        elif self.solver == "cg":
+            solution = conjugate_gradients(product, A.residual, self.iterations)
+        else:
+            solution = gmres(product, A.residual, self.iterations)
+        return x0, safe_step(A, *solution, alpha, sigma) / ratio

@@ -25,6 +25,24 @@ def sda_register_components() -> list[Component]:
             kind="guidance",
             name="mmps",
             target="sda_dps.mmps:MMPS",
-            summary="Moment matching posterior sampling with an exact solve; exact for Gaussians",
+            summary="Moment matching posterior sampling, bounded; exact for Gaussians",
+        ),
+        Component(
+            kind="guidance",
+            name="tmpd",
+            target="sda_dps.tmpd:TMPD",
+            summary="Tweedie moment projected diffusion: MMPS with row sums, two backward passes",
+        ),
+        Component(
+            kind="guidance",
+            name="pigdm",
+            target="sda_dps.pigdm:PiGDM",
+            summary="Pseudoinverse guidance; exact for a standard normal prior",
+        ),
+        Component(
+            kind="guidance",
+            name="diffpir",
+            target="sda_dps.diffpir:DiffPIR",
+            summary="A proximal step on the estimate; no backward pass through the network",
         ),
     ]

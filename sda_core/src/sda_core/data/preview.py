@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sda_core.data.base import Recipe, size_text
 from sda_core.errors import SimulationError
+from sda_core.progress import duration_text
 from sda_core.random import seeded_generator
 from sda_core.system import System, SystemSpec, trajectory
 
@@ -106,15 +107,6 @@ class Preview:
 
     def __str__(self) -> str:
         return f"{self.size_line}\n{self.time_line}"
-
-
-def duration_text(seconds: float) -> str:
-    """A duration in words, rounded to about two digits."""
-    for unit, length in (("s", 1), ("min", 60)):
-        if round(seconds / length) < 100:
-            return f"{max(1, round(seconds / length))} {unit}"
-    hours = round(seconds / 3600, 1)
-    return f"{hours:g} h" if hours < 48 else f"{round(hours / 24, 1):g} days"
 
 
 def measure_seconds(

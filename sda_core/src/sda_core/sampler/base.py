@@ -1,8 +1,12 @@
 r"""Samplers: from noise to samples.
 
 A sampler walks a denoiser down a grid of times 1 = t_0 > t_1 > ... It consumes a denoiser and
-nothing else, so every guidance runs under every sampler, at one denoiser evaluation per step
-(predictor-corrector: one more per correction).
+nothing else, so every guidance runs under every sampler. The samplers differ in what they make of
+the probability-flow equation
+
+    d(x / alpha) / dr = eps,    r = sigma / alpha,
+
+or of a stochastic one with the same marginal distributions.
 
 Time grids
     ===========  ===================================================================
@@ -15,7 +19,7 @@ Time grids
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -73,6 +77,7 @@ class Sampler(ABC):
         shape: Sequence[int],
         noise: Noise,
         on_step: Callable[[int, int], None] | None = None,
+        on_state: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         r"""Draw samples.
 
@@ -81,24 +86,47 @@ class Sampler(ABC):
             shape: (M, L, C, \*S), M members.
             noise: Source of noise; it also sets type and device.
             on_step: Called with (steps done, number of steps) after each step.
+            on_state: Called with each new state x_s and its time s, ().
 
         Returns:
             Samples in model space, of the given shape.
         """
-        schedule = denoiser.schedule
         x = noise.normal(shape)
-        times = self.times(schedule).to(x)
-        x = schedule.sigma(times[0]) * x
+        grid = self.times(denoiser.schedule)
+        times = grid.to(x)
+        x = denoiser.schedule.sigma(times[0]) * x
         with torch.no_grad():
-            for i, (t, s) in enumerate(pairwise(times)):
-                x = self.step(denoiser, x, t, s, noise)
+            walk = self.walk(denoiser, x, grid, noise)
+            for i, (x, s) in enumerate(zip(walk, times[1:], strict=True), start=1):
+                if on_state:
+                    on_state(x, s)
                 if on_step:
-                    on_step(i + 1, self.steps)
+                    on_step(i, self.steps)
             if self.denoise_final:
                 x = denoiser(x, times[-1])
+                if on_state:
+                    on_state(x, times[-1])
                 if on_step:
                     on_step(self.steps, self.steps)
         return x
+
+    def walk(
+        self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise
+    ) -> Iterator[Tensor]:
+        r"""Go down a grid of times, without gradients.
+
+        Args:
+            denoiser: The denoiser.
+            x: State at the first time, (M, L, C, \*S).
+            times: The grid, float64.
+            noise: Source of noise.
+
+        Yields:
+            The state at each time but the first.
+        """
+        for t, s in pairwise(times.to(x)):
+            x = self.step(denoiser, x, t, s, noise)
+            yield x
 
     @abstractmethod
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:

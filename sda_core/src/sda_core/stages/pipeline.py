@@ -30,10 +30,11 @@ def run(
         The scores, as of :func:`evaluate`.
     """
     record = Run(experiment, directory, progress=progress)
+    needs_model = experiment.require("method", "a run").needs_model
     wanted: dict[str, tuple[Callable[..., object], bool]] = {
         "simulate": (simulate, True),
-        "train": (train, experiment.require("method", "a run").needs_model),
-        "sample": (sample, experiment.sample is not None),
+        "train": (train, needs_model),
+        "sample": (sample, needs_model and experiment.sample is not None),
         "assimilate": (assimilate, True),
         "evaluate": (evaluate, True),
     }

@@ -48,7 +48,7 @@ class QuickStage:
     memory: int
 
     def __str__(self) -> str:
-        return f"{self.what:<64} {self.seconds:7.1f} s  {size_text(self.memory):>9}"
+        return f"{self.what:<68} {self.seconds:7.1f} s  {size_text(self.memory):>9}"
 
 
 def quick(
@@ -126,7 +126,7 @@ def _stages(
                 small, folder, progress=progress, resume=True, may_change=["train.epochs"]
             ),
         )
-    if small.sample is not None:
+    if small.sample is not None and (small.method is None or small.method.needs_model):
         yield (
             f"sampled {small.sample.members} trajectories of {small.sample.length} states",
             lambda: sample(small, folder, progress=progress),

@@ -25,7 +25,7 @@ from sda_core.model import TrainedModel
 from sda_core.progress import ProgressOption, announce, reporting
 from sda_core.rundir import Run, device
 from sda_core.stages.common import SAMPLE, WEIGHTS, check_simulated, stream
-from sda_core.system import HasContext
+from sda_core.system import HasContext, SystemSpec
 from sda_core.training import (
     Checkpoint,
     EpochMetrics,
@@ -90,7 +90,7 @@ def train(
             f"there is no checkpoint in {run.checkpoints.directory} to go on from: train without "
             "--resume to start"
         )
-    model = new_model(run)
+    model = new_model(run, TrajectoryStore(split_path(run.data, "train")).spec)
     settings: Any = experiment.train
     if detect_anomaly:
         settings = attrs.evolve(settings, compile=False)
@@ -111,10 +111,14 @@ def train(
     return trained
 
 
-def new_model(run: Run) -> TrainedModel:
-    """The model that a run trains, with random weights, on the device in use."""
+def new_model(run: Run, spec: SystemSpec) -> TrainedModel:
+    """The model that a run trains, with random weights, on the device in use.
+
+    Args:
+        run: The run.
+        spec: What the states are.
+    """
     experiment, system = run.experiment, run.experiment.system
-    store = TrajectoryStore(split_path(run.data, "train"))
     with torch.random.fork_rng():
         torch.manual_seed(stream(run.train_seed, WEIGHTS))
         fields = system.context() if isinstance(system, HasContext) else {}
@@ -122,7 +126,7 @@ def new_model(run: Run) -> TrainedModel:
             experiment.require("kernel", "training"),
             experiment.require("schedule", "training"),
             experiment.model,
-            store.spec,
+            spec,
             fields,
         )
     model.denoiser.to(device())

@@ -21,11 +21,10 @@ from sda_core.data.windows import available_memory
 from sda_core.denoiser import WindowDenoiser
 from sda_core.experiment import Experiment
 from sda_core.method.peak_memory import peak_bytes
-from sda_core.model import TrainedModel
 from sda_core.progress import duration_text
 from sda_core.rundir import Run, device
-from sda_core.stages.common import WEIGHTS, stream
-from sda_core.system import HasContext, SystemSpec
+from sda_core.stages.training import new_model
+from sda_core.system import SystemSpec
 from sda_core.training import Trainer, arithmetic_rules
 from sda_core.training.checkpoint import save_checkpoint
 
@@ -105,19 +104,10 @@ def preview_training(experiment: Experiment, directory: str | Path) -> TrainingP
     Raises:
         ConfigError: The experiment has no kernel or schedule, or they do not fit the system.
     """
-    run, system = Run(experiment, directory), experiment.system
+    run = Run(experiment, directory)
     config: Any = experiment.train  # to mypy components are no attrs classes
-    sizes, spec = experiment.data.split_sizes, system.spec
-    with torch.random.fork_rng():
-        torch.manual_seed(stream(run.train_seed, WEIGHTS))
-        model = TrainedModel.create(
-            experiment.require("kernel", "training"),
-            experiment.require("schedule", "training"),
-            experiment.model,
-            spec,
-            system.context() if isinstance(system, HasContext) else {},
-        )
-    denoiser = model.denoiser.to(device())
+    sizes, spec = experiment.data.split_sizes, experiment.system.spec
+    denoiser = new_model(run, spec).denoiser
     train, valid = (_RandomWindows(sizes[s], experiment.model.window, spec) for s in SPLITS[:2])
     with arithmetic_rules(config):
         # Not compiled, since tensors inside of compiled functions cannot be counted.
