@@ -81,6 +81,8 @@ CASES: dict[tuple[str, str], list[dict]] = {
         {},
         # The checks' Gaussian has 6 dimensions, where corrections are known to widen it.
         {"steps": 64, "corrections": 1, "tau": 0.03, "tolerance": 0.3},
+        {"steps": 64, "corrections": 1, "tau": 0.03, "largest_step": 0.03, "tolerance": 0.25},
+        {"corrections": 1, "tau": 0.03, "correct_from": 0.1, "correct_to": 3.0, "tolerance": 0.3},
     ],
     ("sampler", "ddim"): [
         {},
@@ -88,6 +90,18 @@ CASES: dict[tuple[str, str], list[dict]] = {
         {"denoise_final": False},
     ],
     ("sampler", "ddpm"): [{"steps": 192, "grid": grid} for grid in ("time", "log-snr", "rho")],
+    ("sampler", "heun"): [{"grid": grid} for grid in ("time", "log-snr", "rho")],
+    ("sampler", "edm"): [
+        {"steps": 96},
+        {"steps": 128, "s_churn": 40.0, "s_min": 0.05, "s_max": 50.0},
+        {"s_churn": 0.0, "denoise_final": False},
+    ],
+    ("sampler", "dpm-solver++"): [{"grid": grid} for grid in ("time", "log-snr", "rho")],
+    ("sampler", "adams-bashforth"): [
+        {"steps": 32},
+        {"order": 2, "grid": "time"},
+        {"grid": "rho", "denoise_final": False},
+    ],
     ("guidance", "gaussian"): [{}, {"detach": True}, {"detach": True, "slope": "prior"}],
     ("guidance", "mmps"): [{}, *({"solver": s, "iterations": 16} for s in ("cg", "gmres"))],
     ("guidance", "pigdm"): [{}, {"detach": True}],

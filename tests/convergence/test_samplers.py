@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,15 @@ from scipy.integrate import solve_ivp
 
 from sda_core.denoiser import Denoiser
 from sda_core.random import MemberNoise
-from sda_core.sampler import DDIM, DDPM, PredictorCorrector
+from sda_core.sampler import (
+    DDIM,
+    DDPM,
+    EDM,
+    AdamsBashforth,
+    DPMSolver,
+    Heun,
+    PredictorCorrector,
+)
 from sda_core.schedule import VE, VP, RectifiedFlow
 from sda_core.testing import GaussianDenoiser, affine_moments
 
@@ -98,6 +107,28 @@ def test_ddim_order(made) -> None:
     assert errors[-1] < 0.05
 
 
+@pytest.fixture(scope="module", params=[VP, VE, RectifiedFlow], ids=lambda cls: cls.__name__)
+def mixture(request):
+    """A mixture and where its flow takes noise."""
+    denoiser = Mixture(request.param())
+    return denoiser, _flow(denoiser)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [Heun(), EDM(s_churn=0.0), DPMSolver(), AdamsBashforth(order=2), AdamsBashforth(order=3)],
+    ids=lambda s: f"{type(s).__name__}-{s.order}",
+)
+def test_order(sampler, mixture) -> None:
+    denoiser, exact = mixture
+    errors = []
+    for n in STEPS:
+        at_n = attrs.evolve(sampler, steps=n, grid="log-snr", denoise_final=False)
+        errors.append(float((_samples(at_n, denoiser) - exact).abs().max()))
+    assert _slope(STEPS, errors) == pytest.approx(sampler.order, abs=0.3)
+    assert errors[-1] < 5e-4
+
+
 def test_the_flow_of_a_gaussian_is_known() -> None:
     """So the reference of the test above is checked by a closed form."""
     denoiser = _gaussian(2.5, VP())
@@ -126,6 +157,20 @@ def test_weak_order(cls, grid, variance) -> None:
         _, covariance = affine_moments(sampler, denoiser, (1, 1))
         errors.append(abs(float(covariance) - final))
     assert _slope(STEPS, errors) == pytest.approx(cls.order, abs=0.3)
+
+
+@pytest.mark.parametrize("schedule", [VP(), VE(), RectifiedFlow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("window", [{}, {"s_min": 0.05, "s_max": 50.0}], ids=["all", "window"])
+def test_weak_order_with_churn(window, schedule) -> None:
+    """As of fresh noise what was before is forgotten, here is no stretching to account for."""
+    denoiser, zero = _gaussian(2.5, schedule), torch.zeros((), dtype=torch.float64)
+    final = float(schedule.alpha(zero) ** 2 * 2.5 + schedule.sigma(zero) ** 2)
+    errors = []
+    for n in STEPS[:3]:
+        sampler = EDM(steps=n, s_churn=5.0, grid="log-snr", denoise_final=False, **window)
+        _, covariance = affine_moments(sampler, denoiser, (1, 1))
+        errors.append(abs(float(covariance) - final))
+    assert _slope(STEPS[:3], errors) == pytest.approx(EDM.order, abs=0.3)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

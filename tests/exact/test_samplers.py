@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sda_core.sampler import DDIM, DDPM, PredictorCorrector
+from sda_core.sampler import (
+    DDIM,
+    DDPM,
+    EDM,
+    AdamsBashforth,
+    DPMSolver,
+    Heun,
+    PredictorCorrector,
+)
 from sda_core.schedule import VE, VP, RectifiedFlow
 from sda_core.testing import affine_moments, gaussian_problem, sampled_moments
 from sda_lorenz.damped_spring import DampedSpring
@@ -33,6 +41,12 @@ def _errors(sampler, problem, moments=None) -> tuple[float, float]:
         (DDPM(steps=256, **GRID), 0.09),
         (DDPM(steps=256, grid="rho"), 0.09),
         (DDPM(steps=256), 0.09),
+        (Heun(steps=96, **GRID), 0.015),
+        (EDM(steps=192), 0.015),
+        (EDM(steps=192, s_churn=40.0, s_min=0.05, s_max=50.0, **GRID), 0.03),
+        (DPMSolver(steps=96), 0.01),
+        (AdamsBashforth(steps=96, order=2), 0.01),
+        (AdamsBashforth(steps=96), 0.005),
     ],
 )
 @pytest.mark.parametrize("schedule", [VP(), VE(), RectifiedFlow()])
@@ -63,9 +77,10 @@ def test_prior_of_the_spring(sampler) -> None:
     assert covariance < 0.2
 
 
-def test_predictor_corrector_with_corrections() -> None:
+@pytest.mark.parametrize("largest", [None, 0.1])
+def test_predictor_corrector_with_corrections(largest) -> None:
     problem = gaussian_problem(length=32)
-    sampler = PredictorCorrector(steps=64, corrections=1, tau=0.1)
+    sampler = PredictorCorrector(steps=64, corrections=1, tau=0.1, largest_step=largest)
     denoiser, shape = problem.model.denoiser, problem.problem.shape
     assert affine_moments(PredictorCorrector(steps=3, corrections=1), denoiser, shape) is None
     members = 512
@@ -75,6 +90,20 @@ def test_predictor_corrector_with_corrections() -> None:
     assert covariance < 0.05 + 4.5 / members**0.5
     std = denoiser.covariance.diagonal()
     assert (moments[1].diagonal() / std - 1).mean().abs() < 0.05
+
+
+def test_bounded_langevin_steps_hardly_widen_samples() -> None:
+    """In few dimensions, where an unbounded step fluctuates."""
+    problem = gaussian_problem(length=3)
+    denoiser, shape = problem.model.denoiser, problem.problem.shape
+    widened = {}
+    for largest in (None, 0.1):
+        sampler = PredictorCorrector(steps=64, corrections=1, tau=0.1, largest_step=largest)
+        _, covariance = sampled_moments(sampler, denoiser, shape, members=4096)
+        ratio = covariance.diagonal() / denoiser.covariance.diagonal()
+        widened[largest] = float(ratio.mean()) - 1
+    assert widened[None] > 0.15
+    assert abs(widened[0.1]) < 0.08
 
 
 def test_exact_moments_agree_with_estimates() -> None:

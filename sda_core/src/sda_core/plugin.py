@@ -26,8 +26,15 @@ _COMPONENTS = {
             "predictor_corrector:PredictorCorrector",
             "The original's: exponential integrator with Langevin corrections",
         ),
-        "ddim": ("ddim:DDIM", "Deterministic steps"),
+        "ddim": ("ddim:DDIM", "Deterministic steps, or with a share of fresh noise"),
         "ddpm": ("ddpm:DDPM", "Ancestral steps"),
+        "heun": ("heun:Heun", "Deterministic, of order two: two evaluations per step"),
+        "edm": ("edm:EDM", "Heun's steps, with fresh noise before each"),
+        "dpm-solver++": ("dpm_solver:DPMSolver", "Deterministic, of order two: DPM-Solver++ (2M)"),
+        "adams-bashforth": (
+            "adams_bashforth:AdamsBashforth",
+            "Deterministic, of order two or three: exponential integrator of the noise",
+        ),
     },
     "observation": {
         "select": ("select:Select", "Some variables at every n-th step and grid point"),

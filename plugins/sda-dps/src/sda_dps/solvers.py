@@ -61,8 +61,6 @@ def conjugate_gradients(product: Product, z: Tensor, iterations: int) -> Solutio
         if k == 0:
             sound = ~stop
         active = active & ~stop
-        if not active.any():
-            break
         length = _where(active, square / (_dot(p, p) + curvature), torch.zeros_like(square))
         d = _where(active, d + length.reshape(-1, *(1,) * (u.ndim - 1)) * u, d)
         a = _where(active, a + length * Mp, a)
@@ -72,12 +70,17 @@ def conjugate_gradients(product: Product, z: Tensor, iterations: int) -> Solutio
         best_d, best_a = _where(better, d, best_d), _where(better, a, best_a)
         smallest = torch.where(better, square, smallest)
         active = active & (square > enough)
+        if not active.any():
+            break
         p = _where(active, r + square / previous * p, p)
     return best_d, best_a, sound.squeeze(1)
 
 
 def gmres(product: Product, z: Tensor, iterations: int) -> Solution:
-    """The generalized minimal residual method; M need not be symmetric."""
+    """The generalized minimal residual method; M need not be symmetric.
+
+    A member is unsound if M is not finite, or negative along the solution.
+    """
     n = min(iterations, z.shape[1])
     norm = z.norm(dim=1, keepdim=True)
     tiny = 10 * torch.finfo(z.dtype).eps
@@ -100,7 +103,9 @@ def gmres(product: Product, z: Tensor, iterations: int) -> Solution:
     H = _where(sound, H, torch.zeros_like(H))
     y = torch.linalg.pinv(H, rtol=torch.finfo(z.dtype).eps)[:, :, 0] * norm
     d = torch.einsum("bk,kb...->b...", y, torch.stack(states))
-    return d, torch.einsum("bk,kbn->bn", y, torch.stack(images)), sound
+    a = torch.einsum("bk,kbn->bn", y, torch.stack(images))
+    w = torch.einsum("bk,kbn->bn", y, torch.stack(basis[:n]))
+    return d, a, sound & ~_negative(_dot(w, a), _dot(w, w)).squeeze(1)
 
 
 def _unit(w: Tensor, norm: Tensor, least: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
 from sda_core.errors import AssimilationError
 from sda_core.guidance.base import GaussianLikelihood
 from sda_core.method.base import Method, PriorModel, Problem, Toolbox
+from sda_core.method.lost_members import Watch, redraw
 from sda_core.method.memory_plan import plan_memory
 from sda_core.random import MemberNoise
 
@@ -52,7 +53,7 @@ class SDA(Method):
 
         Raises:
             AssimilationError: Model, sampler or guidance is missing, one window of one member does
-                not fit the memory, or members are not finite.
+                not fit the memory, or members are lost, however often they are drawn.
         """
         model, sampler, guidance = tools.model, tools.sampler, tools.guidance
         if model is None or sampler is None or guidance is None:
@@ -66,7 +67,7 @@ class SDA(Method):
             y=problem.y,
             std=observation.std,
         )
-        ensemble = sample_members(
+        return sample_members(
             model,
             sampler,
             (members, *problem.shape),
@@ -77,14 +78,6 @@ class SDA(Method):
             announce=tools.announce,
             on_step=tools.on_step,
         )
-        lost = (~torch.isfinite(ensemble)).flatten(1).any(1).nonzero().flatten().tolist()
-        if lost:
-            raise AssimilationError(
-                f"{len(lost)} of {members} members are not finite (first: {lost[:8]}). The "
-                "guidance is too strong for the number of steps: use more steps, a larger gamma, "
-                "or a smaller tau for corrections"
-            )
-        return ensemble
 
 
 def sample_members(
@@ -101,6 +94,10 @@ def sample_members(
 ) -> Tensor:
     r"""Sample trajectories in batches that fit the memory.
 
+    A member that becomes non-finite or runs away is drawn again from noise that depends on (seed,
+    its number, attempt) alone, and a ``RuntimeWarning`` tells at which noise level it was lost. So
+    what is returned are samples given that they are not lost, which is sound as long as few are.
+
     Args:
         model: The model of the prior.
         sampler: The sampler.
@@ -116,22 +113,26 @@ def sample_members(
         Trajectories in physical units, (M, L, C, \*S), in host memory.
 
     Raises:
-        AssimilationError: One window of one member does not fit the memory.
+        AssimilationError: One window of one member does not fit the memory, or members are lost:
+            more than half of them at first, or some however often they are drawn.
     """
     members, *rest = shape
     prior = model.trajectory_denoiser()
 
-    def one_step(prior: Denoiser) -> None:
+    def some_steps(prior: Denoiser) -> None:
         noise = MemberNoise(seed, [0], device=model.device)
         z = noise.normal((1, *rest))  # kept throughout, as by Sampler.sample
-        t, s = sampler.times(prior.schedule).to(z)[:2]
+        times = sampler.times(prior.schedule)
+        # From all over the grid: early steps, or those at some noise levels, may hold less.
+        few = torch.linspace(0, len(times) - 1, min(len(times), 8)).long()
         with torch.no_grad():
-            sampler.step(guide(prior) if guide else prior, 1.0 * z, t, s, noise)
+            for _ in sampler.walk(guide(prior) if guide else prior, 1.0 * z, times[few], noise):
+                pass
 
     plan = plan_memory(
         prior,
         shape,
-        one_step,
+        some_steps,
         device=model.device,
         gradients=guide is not None,
         batch_size=batch_size,
@@ -142,15 +143,25 @@ def sample_members(
     if isinstance(prior, MarkovBlanketDenoiser):
         prior.chunk_size = plan.chunk_size
     denoiser = guide(prior) if guide else prior
-    batches = torch.arange(members).split(plan.batch_size)
     ensemble = torch.empty(tuple(shape))
-    for i, numbers in enumerate(batches):
 
-        def batch_step(step: int, steps: int, i: int = i) -> None:
-            if on_step:
-                on_step(i * steps + step, len(batches) * steps)
+    def draw(
+        numbers: Tensor, seed: int, on_step: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        batches = numbers.split(plan.batch_size)
+        levels = []
+        for i, batch in enumerate(batches):
 
-        noise = MemberNoise(seed, numbers.tolist(), device=model.device)
-        x = sampler.sample(denoiser, (len(numbers), *rest), noise, batch_step)
-        ensemble[numbers] = model.standardization.to_physical(x).cpu()
+            def batch_step(step: int, steps: int, i: int = i) -> None:
+                if on_step:
+                    on_step(i * steps + step, len(batches) * steps)
+
+            noise = MemberNoise(seed, batch.tolist(), device=model.device)
+            watch = Watch(denoiser.schedule)
+            x = sampler.sample(denoiser, (len(batch), *rest), noise, batch_step, watch)
+            ensemble[batch] = model.standardization.to_physical(x).cpu()
+            levels.append(watch.levels.cpu())
+        return torch.cat(levels)
+
+    redraw(draw, draw(torch.arange(members), seed, on_step), seed)
     return ensemble

@@ -103,16 +103,14 @@ class Sampler(ABC):
                 if on_step:
                     on_step(i, self.steps)
             if self.denoise_final:
-                x = denoiser(x, times[-1])
+                x = denoiser(x, times[-1]).detach()
                 if on_state:
                     on_state(x, times[-1])
                 if on_step:
                     on_step(self.steps, self.steps)
         return x
 
-    def walk(
-        self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise
-    ) -> Iterator[Tensor]:
+    def walk(self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
         r"""Go down a grid of times, without gradients.
 
         Args:

@@ -63,7 +63,8 @@ class EDM(Sampler):
         r = float(sigma / alpha)
         gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1)
         if gamma > 0 and self.s_min <= r and (self.s_max is None or r <= self.s_max):
-            t = schedule.time(schedule.log_snr(t) - 2 * math.log1p(gamma))
+            # Found on the CPU, where the many small operations that this takes are cheap.
+            t = schedule.time(schedule.log_snr(t.cpu()) - 2 * math.log1p(gamma)).to(t)
             scale = schedule.alpha(t) / alpha
             # In float32, and at the largest noise level, there may be nothing to add.
             variance = (schedule.sigma(t) ** 2 - (scale * sigma) ** 2).clamp_min(0)

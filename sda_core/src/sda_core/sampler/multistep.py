@@ -21,13 +21,11 @@ from sda_core.schedule.base import Schedule
 class Multistep(Sampler):
     """Extrapolates the last ``order`` estimates; one evaluation per step."""
 
-    def walk(
-        self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise
-    ) -> Iterator[Tensor]:
+    def walk(self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
         """Go down a grid of times; the first steps have fewer estimates to look back at."""
         past: deque[Tensor] = deque(maxlen=self.order)
         for i, (t, s) in enumerate(pairwise(times)):
-            past.appendleft(self.estimate(denoiser, x, t.to(x)))
+            past.appendleft(self.estimate(denoiser, x, t.to(x)).detach())
             recent = times[max(0, i + 1 - self.order) : i + 1].flip(0)
             x = self.advance(denoiser.schedule, x, recent, s, past)
             yield x

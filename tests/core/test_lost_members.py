@@ -1,0 +1,113 @@
+"""Members that sampling loses are said, drawn again, and never returned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sda_core.errors import AssimilationError
+from sda_core.method import sample_members
+from sda_core.method.lost_members import LIMIT, Watch
+from sda_core.random import MemberNoise, seeded_generator
+from sda_core.sampler import DDPM, DPMSolver
+from sda_core.schedule import VP
+from sda_core.testing import gaussian_problem
+
+SHAPE = (12, 4, 2)
+SAMPLER = DPMSolver(steps=6)
+PROBLEM = gaussian_problem(length=4)
+MODEL = PROBLEM.model
+
+
+def _first(seed, member, dtype=torch.float32):
+    """The first number of a member's noise, which tells it from all others."""
+    return float(MemberNoise(seed, [member], dtype=dtype).normal((1, *SHAPE[1:]))[0, 0, 0])
+
+
+def _again(seed, attempt):
+    return seeded_generator(seed, attempt).initial_seed()
+
+
+def _losing(lost, value=torch.nan, below=1.0):
+    """Guidance that loses the members whose noise starts so, once sigma / alpha is below this."""
+
+    def guide(prior):
+        forward, doomed = prior.forward, None
+
+        def losing(x, t):
+            nonlocal doomed
+            if t == 1:  # a new batch: x is its noise times sigma(1)
+                first = (x[:, 0, 0] / prior.schedule.sigma(t))[:, None]
+                doomed = (first - torch.tensor(lost)).abs().lt(1e-6).any(1)
+            x0 = forward(x, t)
+            if prior.schedule.sigma(t) / prior.schedule.alpha(t) < below and len(x) == len(doomed):
+                x0 = torch.where(doomed[:, None, None], value, x0)
+            return x0
+
+        prior.forward = losing
+        return prior
+
+    return guide
+
+
+def _sample(lost=(), batch_size=None, seed=3, shape=SHAPE, sampler=SAMPLER, **how):
+    model = gaussian_problem(length=4).model
+    guide = _losing(list(lost), **how) if lost else None
+    return sample_members(model, sampler, shape, seed, guide=guide, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e5])
+@pytest.mark.parametrize("sampler", [SAMPLER, DDPM(steps=6)], ids=["dpm-solver", "ddpm"])
+def test_lost_members_are_drawn_again(sampler, value) -> None:
+    whole = _sample(sampler=sampler)
+    lost = [_first(3, 5), _first(3, 10)]
+    with pytest.warns(RuntimeWarning, match=r"2 of 12 members are not finite \(first: \[5, 10\]"):
+        x = _sample(lost, value=value, sampler=sampler)
+    kept = [m for m in range(12) if m not in (5, 10)]
+    assert torch.equal(x[kept], whole[kept])
+    z = sampler.sample(MODEL.denoiser, (2, 4, 2), MemberNoise(_again(3, 1), [5, 10]))
+    torch.testing.assert_close(x[[5, 10]], MODEL.standardization.to_physical(z))
+
+
+def test_it_says_at_which_noise_level() -> None:
+    times = SAMPLER.times(VP())
+    r = VP().sigma(times) / VP().alpha(times)
+    after = float(r[r < 1.0][1])  # the first estimate below 1 enters the state one step later
+    with pytest.warns(RuntimeWarning, match=rf"at sigma / alpha = {after:.3g};.* attempt 2 of 4"):
+        _sample([_first(3, 5)])
+
+
+def test_redrawing_does_not_depend_on_the_batches() -> None:
+    lost = [_first(3, 2), _first(3, 5), _first(_again(3, 1), 5)]
+    results = []
+    for batch_size in (12, 5, 1):
+        with pytest.warns(RuntimeWarning) as heard:
+            results.append(_sample(lost, batch_size))
+        assert [str(w.message)[:7] for w in heard] == ["2 of 12", "1 of 12"]
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-5)
+    assert not torch.isclose(results[0][2], results[0][5]).any()
+
+
+def test_it_gives_up() -> None:
+    lost = [_first(3, 5), *(_first(_again(3, attempt), 5) for attempt in (1, 2, 3))]
+    with (
+        pytest.warns(RuntimeWarning, match="drawing them again"),
+        pytest.raises(AssimilationError, match=r"1 of 12 .*\[5\].* after 4 attempt.*more steps"),
+    ):
+        _sample(lost)
+    with pytest.raises(AssimilationError, match=r"7 of 12 members .* after 1 attempt"):
+        _sample([_first(3, m) for m in range(7)])
+    with pytest.warns(RuntimeWarning, match="1 of 1 members"):
+        assert _sample([_first(3, 0)], shape=(1, 4, 2)).isfinite().all()
+
+
+def test_limit() -> None:
+    watch, t = Watch(VP()), torch.tensor(0.5)
+    size = torch.sqrt(VP().alpha(t) ** 2 + VP().sigma(t) ** 2)
+    x = torch.zeros(4, 3, 2)
+    x[1, 2, 1], x[2, 0, 0], x[3] = -1.01 * LIMIT * size, 0.99 * LIMIT * size, torch.nan
+    watch(x, t)
+    watch(torch.full_like(x, torch.inf), torch.tensor(0.25))
+    r = [float(VP().sigma(s) / VP().alpha(s)) for s in (t, torch.tensor(0.25))]
+    torch.testing.assert_close(watch.levels, torch.tensor([r[1], r[0], r[1], r[0]]))
