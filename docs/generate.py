@@ -114,10 +114,15 @@ def fields_table(fields: Iterable[FieldInfo]) -> str:
     return table(["field", "type", "default", "meaning"], rows) if rows else "No fields.\n"
 
 
+def _anchor(heading: str) -> str:
+    """The anchor that forges give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def components_table(manager: PluginManager, kind: str, prefix: str) -> str:
     """Table of the components of a kind, with links to the reference."""
     rows = [
-        [f"[`{c.name}`]({prefix}#{kind}-{c.name})", c.summary, c.distribution]
+        [f"[`{c.name}`]({prefix}#{_anchor(f'{kind} {c.name}')})", c.summary, c.distribution]
         for c in manager.components(kind)
     ]
     return table(["name", "what it is", "distribution"], rows)

@@ -439,7 +439,7 @@ class Silent(Session):
     def log(self, values, step):
         pass
 
-    def close(self, summary):
+    def close(self, summary, error=None):
         pass
 
 
@@ -465,12 +465,17 @@ class MovesTheModel(Silent):
 
 
 class NeedsResults(Silent):
-    def close(self, summary):
+    def close(self, summary, error=None):
         len(summary)
 
 
-class Printing(Silent):
+class TakesNoError(Silent):
     def close(self, summary):
+        pass
+
+
+class Printing(Silent):
+    def close(self, summary, error=None):
         print("done")
 
 
@@ -501,7 +506,8 @@ class Tracking(Tracker):
         (Tracking(session=NumbersOnly), "Numbers, histograms and pictures"),
         (Tracking(session=Rising), "ValueError: step 10 after 40"),
         (Tracking(session=MovesTheModel), r"there is \['model.safetensors'\] now"),
-        (Tracking(session=NeedsResults), "may end badly"),
+        (Tracking(session=NeedsResults), "may fail or be stopped"),
+        (Tracking(session=TakesNoError), "may fail or be stopped"),
         (Tracking(once=True), "gone on with"),
         (Tracking(session=Printing), "it printed 'done"),
         (Tracking(session=HandlesSignals), "it changed what signals do"),

@@ -600,7 +600,14 @@ def test_killed_at_random_moments(tmp_path) -> None:
 def test_leftovers_of_killed_writers(tmp_path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
-    left = {n: tmp_path / f".c.safetensors.{n}.tmp" for n in (gone.pid, os.getpid(), os.getppid())}
+    with replace_file(tmp_path / "c.safetensors") as temporary:
+        name = temporary.name
+        temporary.touch()
+    left = {
+        n: tmp_path / name.replace(f".{os.getpid()}.", f".{n}.")
+        for n in (gone.pid, os.getpid(), os.getppid())
+    }
+    (tmp_path / "c.safetensors").unlink()
     for path in (*left.values(), tmp_path / ".mine.tmp", tmp_path / "mine.1.tmp"):
         path.touch()
     remove_leftovers(tmp_path)
@@ -615,7 +622,9 @@ def test_a_leftover_link_is_not_written_through(tmp_path) -> None:
     """A killed writer can leave its temporary name as a second one of a checkpoint."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_text("first")
-    os.link(first, tmp_path / f".second.{os.getpid()}.tmp")
+    with replace_file(second) as temporary:
+        temporary.touch()
+    os.link(first, temporary)
     with replace_file(second) as temporary:
         temporary.write_text("second")
     assert first.read_text() == "first"
@@ -637,5 +646,7 @@ def test_files_and_names_are_flushed_in_order(tmp_path, monkeypatch) -> None:
     record("fsync")
     record("replace")
     path = _save(tmp_path / "folder" / "c")
-    temporary = f".c.{os.getpid()}.tmp"
+    temporary = done[0][1]
+    assert temporary.startswith(".c.")
+    assert temporary.endswith(f".{os.getpid()}.tmp")
     assert done == [("fsync", temporary), ("replace", path.name), ("fsync", "folder")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sda_core.errors import AssimilationError
+from sda_core.errors import AssimilationError, AssimilationWarning
 from sda_core.method import sample_members
 from sda_core.method.lost_members import LIMIT, Watch
 from sda_core.random import MemberNoise, seeded_generator
@@ -56,12 +56,14 @@ def _sample(lost=(), batch_size=None, seed=3, shape=SHAPE, sampler=SAMPLER, **ho
     return sample_members(model, sampler, shape, seed, guide=guide, batch_size=batch_size)
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e5])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e6])
 @pytest.mark.parametrize("sampler", [SAMPLER, DDPM(steps=6)], ids=["dpm-solver", "ddpm"])
 def test_lost_members_are_drawn_again(sampler, value) -> None:
     whole = _sample(sampler=sampler)
     lost = [_first(3, 5), _first(3, 10)]
-    with pytest.warns(RuntimeWarning, match=r"2 of 12 members are not finite \(first: \[5, 10\]"):
+    with pytest.warns(
+        AssimilationWarning, match=r"2 of 12 members are not finite \(first: \[5, 10\]"
+    ):
         x = _sample(lost, value=value, sampler=sampler)
     kept = [m for m in range(12) if m not in (5, 10)]
     assert torch.equal(x[kept], whole[kept])
@@ -73,7 +75,9 @@ def test_it_says_at_which_noise_level() -> None:
     times = SAMPLER.times(VP())
     r = VP().sigma(times) / VP().alpha(times)
     after = float(r[r < 1.0][1])  # the first estimate below 1 enters the state one step later
-    with pytest.warns(RuntimeWarning, match=rf"at sigma / alpha = {after:.3g};.* attempt 2 of 4"):
+    with pytest.warns(
+        AssimilationWarning, match=rf"at sigma / alpha = {after:.3g};.* attempt 2 of 4"
+    ):
         _sample([_first(3, 5)])
 
 
@@ -81,7 +85,7 @@ def test_redrawing_does_not_depend_on_the_batches() -> None:
     lost = [_first(3, 2), _first(3, 5), _first(_again(3, 1), 5)]
     results = []
     for batch_size in (12, 5, 1):
-        with pytest.warns(RuntimeWarning) as heard:
+        with pytest.warns(AssimilationWarning) as heard:
             results.append(_sample(lost, batch_size))
         assert [str(w.message)[:7] for w in heard] == ["2 of 12", "1 of 12"]
     for other in results[1:]:
@@ -92,22 +96,34 @@ def test_redrawing_does_not_depend_on_the_batches() -> None:
 def test_it_gives_up() -> None:
     lost = [_first(3, 5), *(_first(_again(3, attempt), 5) for attempt in (1, 2, 3))]
     with (
-        pytest.warns(RuntimeWarning, match="drawing them again"),
+        pytest.warns(AssimilationWarning, match="drawing them again"),
         pytest.raises(AssimilationError, match=r"1 of 12 .*\[5\].* after 4 attempt.*more steps"),
     ):
         _sample(lost)
     with pytest.raises(AssimilationError, match=r"7 of 12 members .* after 1 attempt"):
         _sample([_first(3, m) for m in range(7)])
-    with pytest.warns(RuntimeWarning, match="1 of 1 members"):
+    with pytest.warns(AssimilationWarning, match="1 of 1 members"):
         assert _sample([_first(3, 0)], shape=(1, 4, 2)).isfinite().all()
 
 
 def test_limit() -> None:
     watch, t = Watch(VP()), torch.tensor(0.5)
-    size = torch.sqrt(VP().alpha(t) ** 2 + VP().sigma(t) ** 2)
+    size = VP().alpha(t) * 1000  # sigma / alpha at t = 1
     x = torch.zeros(4, 3, 2)
     x[1, 2, 1], x[2, 0, 0], x[3] = -1.01 * LIMIT * size, 0.99 * LIMIT * size, torch.nan
     watch(x, t)
     watch(torch.full_like(x, torch.inf), torch.tensor(0.25))
     r = [float(VP().sigma(s) / VP().alpha(s)) for s in (t, torch.tensor(0.25))]
     torch.testing.assert_close(watch.levels, torch.tensor([r[1], r[0], r[1], r[0]]))
+
+
+def test_an_untrained_network_loses_nobody() -> None:
+    """One that finds no noise, so that all of it stays."""
+
+    def guide(prior):
+        prior.forward = lambda x, t: x / prior.schedule.alpha(t)
+        return prior
+
+    model = gaussian_problem(length=4).model
+    x = sample_members(model, SAMPLER, SHAPE, 0, guide=guide)
+    assert 100 < model.standardization.to_model(x).std() < 2000

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from sda_core.errors import TrackingWarning
+from sda_core.errors import StoppedError, TrackingWarning
 from sda_core.tracker import Histogram, Session, Sessions, Tracker
 
 CALLS: dict[str, Callable[[Session], None]] = {
@@ -35,8 +35,8 @@ class Recorder(Session):
     def save_model(self, directory: Path) -> None:
         self._hear("save_model", directory)
 
-    def close(self, summary: Any) -> None:
-        self._hear("close", summary)
+    def close(self, summary: Any, error: BaseException | None = None) -> None:
+        self._hear("close", summary, error)
 
 
 @attrs.frozen(eq=False)
@@ -57,7 +57,7 @@ HEARD = [
     ("open", "run", "train"),
     ("log", {"loss": 1.0}, 5),
     ("save_model", Path("model")),
-    ("close", {"seconds": 2.0}),
+    ("close", {"seconds": 2.0}, None),
 ]
 
 
@@ -69,6 +69,12 @@ def test_all_sessions_hear_all() -> None:
     assert [t.sessions[0].heard for t in trackers] == [HEARD, HEARD]
     sessions.close(None)  # they are closed already
     assert trackers[0].sessions[0].heard == HEARD
+
+
+def test_sessions_hear_what_ended_the_stage() -> None:
+    tracker, error = Recording(), StoppedError("stopped")
+    Sessions((tracker,), "run", "train").close(None, error)
+    assert tracker.sessions[0].heard[-1] == ("close", None, error)
 
 
 @pytest.mark.parametrize("at", ["open", *CALLS])

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sda_core.config import structure
 from sda_core.data import TrajectoryStore, WindowDataset
 from sda_core.denoiser import WindowDenoiser
-from sda_core.errors import ConfigError, DataError, TrainingError
+from sda_core.errors import CheckpointWarning, ConfigError, DataError, TrainingError
 from sda_core.schedule import VP
 from sda_core.training import (
     EpochMetrics,
@@ -483,6 +483,47 @@ def test_a_batch_that_is_not_finite_is_skipped_and_recorded(windows, value, more
     assert trainer.is_finite()
 
 
+def test_what_went_wrong_is_told_when_the_host_lags_behind(windows) -> None:
+    """As on a GPU, where the host looks at a step when two more are under way."""
+    events = []
+    for lag in (0, 2):
+        poisoned = Poisoned(windows[0].store, WINDOW).poison(1, 3)
+        trainer = _trainer((poisoned, None), epochs=1)
+        trainer._lag = lag
+        events.append(list(trainer.events()))
+    kinds = [[type(e).__name__ for e in both] for both in events]
+    assert kinds[0] == ["Step", "SkippedBatch", "Step", "Step", "SkippedBatch", "EpochMetrics"]
+    assert kinds[1] == ["Step", "Step", "Step", "SkippedBatch", "SkippedBatch", "EpochMetrics"]
+    skipped = [[e for e in both if isinstance(e, SkippedBatch)] for both in events]
+    for now, later in zip(*skipped, strict=True):
+        assert (now.step, now.batch, now.levels) == (later.step, later.batch, later.levels)
+        assert now.summary["input"] == later.summary["input"]
+    # A state is saved with nothing left to tell.
+    poisoned = Poisoned(windows[0].store, WINDOW).poison(1)
+    trainer = _trainer((poisoned, None), epochs=1)
+    trainer._lag = 2
+    steps = trainer.events()
+    assert [next(steps).step, next(steps).step] == [1, 2]
+    (found,) = trainer.settle()
+    assert found.step == 2
+    assert trainer.state_dict()[1]["skipped"] == [2]
+    assert not [e for e in steps if isinstance(e, SkippedBatch)]
+
+
+def test_a_state_of_mid_epoch_goes_on_on_another_device(windows) -> None:
+    trainer = _trainer(windows, epochs=2)
+    for event in trainer.events():
+        if event.step == 3:
+            break
+    tensors, state = trainer.state_dict()
+    tensors["random.draws"] = torch.zeros(16, dtype=torch.uint8)  # a GPU's
+    other = _trainer(windows, epochs=2)
+    with pytest.warns(CheckpointWarning, match="written on cuda in mid-epoch, and .* on on cpu"):
+        other.load_state_dict(tensors, state | {"device": "cuda"})
+    assert [m.step for m in other.epochs()] == [4, 8]
+    assert other.is_finite()
+
+
 def test_gradients_that_are_not_finite_are_skipped_too(windows) -> None:
     trainer = _trainer(windows, epochs=1)
     calls = []
@@ -564,6 +605,7 @@ def test_a_spike_is_noticed_and_rolled_back(windows) -> None:
 
     spike = collapse()
     assert 200 < spike.step <= 208
+    assert spike.since == spike.step - 8
     assert spike.loss > 3 * spike.median
     trainer.roll_back(*saved)
     assert (trainer.step, trainer.rollbacks, trainer.learning_rate) == (200, 1, 0.25e-3)

@@ -174,7 +174,7 @@ class Normal(Denoiser):
     [
         ("system", "ornstein-uhlenbeck", {}),
         ("kernel", "linear", {}),
-        ("sampler", "heun", {}),
+        ("sampler", "trapezoid", {}),
         ("guidance", "bounded", {}),
         ("observation", "magnitude", {"variables": ["u", "v"], "std": 0.5}),
     ],
@@ -213,7 +213,7 @@ def test_kernel_is_linear(examples: Any) -> None:
 
 
 def test_sampler_has_its_order(examples: Any) -> None:
-    cls = examples.manager().get("sampler", "heun")
+    cls = examples.manager().get("sampler", "trapezoid")
     schedule, variance = VE(sigma_min=0.01, sigma_max=10.0), 4.0
     denoiser = Normal(schedule, variance)
 
@@ -255,7 +255,7 @@ def test_observation_gives_the_norm(examples: Any) -> None:
 
 def test_examples_are_picked_by_name(examples: Any) -> None:
     listed = examples.sda("list", "sampler")
-    assert "heun" in listed.stdout
+    assert "trapezoid" in listed.stdout
     done = examples.sda("simulate", "ornstein-uhlenbeck", *TINY, "--set=system.rate=2")
     assert done.returncode == 0, done.stderr
     assert (examples.path / "runs" / "ornstein-uhlenbeck" / "data" / "train.h5").is_file()

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import sda_core as sda
-from sda_core.errors import CheckpointError, ConfigError, TrainingError
+from sda_core.errors import CheckpointError, ConfigError, DataError, StoppedError, TrainingError
 from sda_core.rundir import Run
 from sda_core.stages import parse_seeds, seeds, train_seeds
 
@@ -91,7 +91,7 @@ def test_side_by_side_is_one_after_another(ensemble: Path, tmp_path: Path):
 def test_members_may_be_trained_for_longer(tmp_path: Path):
     train_seeds(small(), tmp_path, (1,), progress=False)
     longer = small("train.epochs=6")
-    with pytest.raises(CheckpointError, match=r"train\.epochs \(4 there, 6 asked for\)"):
+    with pytest.raises(TrainingError, match=r"train\.epochs \(4 there, 6 asked for\)"):
         train_seeds(longer, tmp_path, (1,), progress=False)
     allowed = ["train.epochs"]
     members = train_seeds(longer, tmp_path, (1,), progress=False, may_change=allowed)
@@ -117,29 +117,57 @@ def test_a_member_that_fails_stops_no_other(tmp_path: Path):
     assert sda.load_experiment(bad).train.learning_rate == 0.1
 
 
-def test_one_after_another_goes_on_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def train(experiment, *rest, **options):
+@pytest.mark.parametrize("failure", [TrainingError, CheckpointError, DataError])
+def test_one_after_another_goes_on_after_a_failure(failure, tmp_path: Path, monkeypatch):
+    trained = []
+
+    def train(experiment, directory, **options):
         if experiment.train.seed == 1:
-            raise TrainingError("the loss rose")
-        return sda.train(experiment, *rest, **options)
+            raise failure("it is bad")
+        trained.append(directory.name)
 
     monkeypatch.setattr(seeds, "train", train)
-    with pytest.raises(TrainingError, match=r"the seeds 1; the others are done\nseed 1: the loss"):
+    with pytest.raises(TrainingError, match=r"the seeds 1; the others are done\nseed 1: it is bad"):
         train_seeds(small(), tmp_path, (1, 2), progress=False)
-    assert (tmp_path / "seed-2" / "model" / "model.json").is_file()
+    assert trained == ["seed-2"]
+
+
+def test_one_after_another_stops_when_asked(tmp_path: Path, monkeypatch):
+    def train(*arguments, **options):
+        raise StoppedError("stopped at step 3")
+
+    monkeypatch.setattr(seeds, "train", train)
+    with pytest.raises(StoppedError, match="stopped at step 3"):
+        train_seeds(small(), tmp_path, (1, 2), progress=False)
+
+
+def start(directory: Path, *changes: str) -> subprocess.Popen[str]:
+    """Start to train the seeds 0 and 1 side by side, until both have a checkpoint."""
+    options = [option for change in [*SMALL, *changes] for option in ("--set", change)]
+    command = [sys.executable, "-m", "sda_core", "train", "lorenz63-quick", "--quiet", *options]
+    command += ["--dir", str(directory), "--seeds", "0-1", "--jobs", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not all((directory / f"seed-{seed}" / "checkpoints").is_dir() for seed in (0, 1)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+def test_members_stop_when_their_parent_is_killed(tmp_path: Path):
+    with start(tmp_path, "train.epochs=100000", "train.checkpoint_every=1") as process:
+        process.kill()
+        # They have its standard error: it ends when they do.
+        process.communicate(timeout=60)
+    for seed in (0, 1):
+        log = (tmp_path / f"seed-{seed}" / "train.log").read_text()
+        assert log.startswith("training stopped after step "), log
 
 
 def test_stopped_trainings_go_on_bit_for_bit(tmp_path: Path):
     changes = ["train.epochs=40", "train.checkpoint_every=1", "train.validate_every=40"]
-    options = [option for change in [*SMALL, *changes] for option in ("--set", change)]
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    command = [sys.executable, "-m", "sda_core", "train", "lorenz63-quick", "--quiet", *options]
-    command += ["--dir", str(broken), "--seeds", "0-1", "--jobs", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = start(broken, *changes)
     folders = [broken / f"seed-{seed}" for seed in (0, 1)]
-    while not all((folder / "checkpoints").is_dir() for folder in folders):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
     assert process.returncode == 130, stderr

@@ -221,6 +221,8 @@ def test_members_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture):
         (["--resume", "--dry-run"], "--resume and --dry-run cannot be combined"),
         (["--seeds", "0", "--quick"], "--seeds and --quick cannot be combined: give one"),
         (["--seeds", "0", "--detect-anomaly"], "--detect-anomaly and --seeds cannot be combined"),
+        (["--may-change", "train.xyz", "--dry-run"], "--may-change and --dry-run cannot be comb"),
+        (["--may-change", "train", "--quick"], "--may-change and --quick cannot be combined"),
         (["--jobs", "2"], "--jobs is for ensembles"),
         (["--seeds", "0,0"], "0 given more than once"),
     ],

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 import sda_core as sda
 from sda_core.data import WindowDataset
 from sda_core.errors import CheckpointError, ConfigError, StoppedError, TrainingError
+from sda_core.model import TrainedModel
+from sda_core.plugins import PluginManager, hookimpl
 from sda_core.rundir import Run
 from sda_core.stages.common import load_model
 from sda_core.training import Trainer
@@ -281,6 +283,30 @@ def test_a_spike_rolls_back(directory: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert newest.state["rollbacks"] == 1
 
 
+def test_no_roll_back_into_the_rise(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_on = Trainer._train_on
+
+    def collapse(trainer, x):
+        if trainer.step + 1 == 146 and trainer.rollbacks == 0:
+            with torch.no_grad():
+                for p in trainer.denoiser.parameters():
+                    p.mul_(10)
+        train_on(trainer, x)
+
+    monkeypatch.setattr(Trainer, "_train_on", collapse)
+    # Checkpoints at almost every step: most of the newest are of the collapse.
+    settings = ["train.checkpoint_minutes=1e-6", "train.keep=4", "train.guards.spike=3.0"]
+    experiment = small("train.epochs=24", *settings, "train.validate_every=1")
+    try:
+        sda.train(experiment, directory, progress=False)
+    except TrainingError as error:
+        assert "there is no checkpoint from before step" in str(error)  # noqa: PT017
+        return
+    (event,) = events(directory, "rollback")
+    assert event["step"] <= 145
+    assert event["step"] <= event["since"] < event["from_step"]
+
+
 def test_patience_and_the_best_weights(directory: Path) -> None:
     # With so high a rate the validation loss does not fall for long.
     changes = ["train.learning_rate=0.3", "train.clip_norm=1e3", "train.patience=2"]
@@ -295,9 +321,119 @@ def test_patience_and_the_best_weights(directory: Path) -> None:
     for name, value in weights(directory).items():
         assert torch.equal(value, saved.tensors[f"ema.{name}"])
     before = len(events(directory))
+    (directory / "history.json").unlink()
     sda.train(experiment, directory, progress=False)  # it has ended, and stays so
     assert len(events(directory, "epoch")) == len(validated)
     assert len(events(directory)) == before + 1
+    assert len(json.loads((directory / "history.json").read_text())["loss"]) == len(validated)
+    # A damaged best checkpoint costs a warning, and not the model.
+    best_file = directory / "checkpoints" / "best.safetensors"
+    best_file.unlink()
+    best_file.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="The model has the last weights instead"):
+        model = sda.train(experiment, directory, progress=False)
+    assert model.provenance["valid_loss"] == validated[-1]
+    # With other settings it goes on.
+    more = attrs.evolve(experiment, train=attrs.evolve(experiment.train, patience=4))
+    with pytest.warns(UserWarning, match="damaged"):
+        sda.train(more, directory, progress=False, may_change=["train.patience"])
+    assert len(events(directory, "epoch")) > len(validated)
+
+
+def test_the_configuration_to_resume_with_is_there_at_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = small("train.epochs=5", "train.report_every=2", "train.learning_rate=1e-3")
+    stop_after(monkeypatch, 20)
+    with pytest.raises(StoppedError):
+        sda.train(changed, directory, progress=False)
+    monkeypatch.undo()
+    again = sda.load_experiment(directory)
+    assert (again.train.epochs, again.train.report_every, again.train.learning_rate) == (5, 2, 1e-3)
+    sda.train(again, directory, progress=False, resume=True)
+    assert [e["step"] for e in events(directory, "epoch")] == [8, 16, 24, 32, 40]
+
+
+def test_other_data_are_refused(directory: Path) -> None:
+    sda.train(small("train.epochs=2"), directory, progress=False)
+    newest = Run(small(), directory).checkpoints.newest()
+    assert newest.settings["data_id"]
+    other = {**newest.settings, "data_id": "other"}
+    Run(small(), directory).checkpoints.write(newest.tensors, newest.state, other)
+    with pytest.raises(CheckpointError, match=r"data_id \(other there"):
+        sda.train(small("train.epochs=2"), directory, progress=False)
+
+
+class Broken:
+    """A plugin whose hooks fail, each where it is told to."""
+
+    sda_interface = 1
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    @hookimpl
+    def sda_diagnostics(self, stage):
+        if self.where == "diagnostics":
+            raise ZeroDivisionError(stage)
+        return {}
+
+    @hookimpl
+    def sda_epoch_ended(self, metrics):
+        if self.where == "epoch" and metrics["epoch"] == 3:
+            raise ZeroDivisionError("at epoch 3")
+
+
+def with_broken(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    manager = PluginManager()
+    manager.register(Broken(where), "broken")
+    monkeypatch.setattr("sda_core.rundir.default_manager", lambda: manager)
+
+
+def test_diagnostics_that_fail_end_no_training(
+    directory: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_broken(monkeypatch, "diagnostics")
+    with pytest.warns(
+        UserWarning,
+        match=r"diagnostics of broken:broken failed at stage 'epoch'.*ZeroDivisionError: epoch",
+    ):
+        sda.train(small(), directory, progress=False)
+    assert same(directory, undisturbed)
+    assert "param_norm" in events(directory, "report")[0]  # the others' are there
+
+
+def test_a_plugin_that_fails_loses_nothing(
+    directory: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_broken(monkeypatch, "epoch")
+    with pytest.raises(ZeroDivisionError):
+        sda.train(small("train.checkpoint_every=6"), directory, progress=False)
+    monkeypatch.undo()
+    assert Run(small(), directory).checkpoints.newest().state["epoch"] == 3
+    sda.train(small(), directory, progress=False)
+    assert same(directory, undisturbed)
+
+
+def test_a_learning_curve_that_cannot_be_drawn_costs_no_model(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(directory):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("sda_core.figures.write_learning_curve", fail)
+    with pytest.warns(UserWarning, match="learning curve cannot be drawn: no space left"):
+        sda.train(small("train.epochs=1"), directory, progress=False)
+    assert weights(directory)
+
+
+def test_records_are_json_for_everyone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, *range(1, 9))
+    sda.train(small("train.epochs=2"), directory, progress=False)
+    for name in ("metrics.jsonl", "history.json"):
+        for line in (directory / name).read_text().splitlines():
+            json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are none
+    assert events(directory, "epoch")[0]["loss"] is None
 
 
 def test_samples_on_the_way(directory: Path, undisturbed: Path) -> None:
@@ -318,12 +454,21 @@ def test_training_and_inference_share_one_standardization(
         init(self, *arguments, **more)
         made.append(self.standardization)
 
+    create = TrainedModel.create
+
+    def other(*arguments):
+        model = create(*arguments)
+        return attrs.evolve(model, spec=attrs.evolve(model.spec, mean=(1, 2, 3), std=(4, 5, 6)))
+
     monkeypatch.setattr(WindowDataset, "__init__", record)
-    model = sda.train(small("train.epochs=1"), directory, progress=False)
+    monkeypatch.setattr(WindowDataset, "check", lambda self: None)
+    monkeypatch.setattr(TrainedModel, "create", other)
+    sda.train(small("train.epochs=1"), directory, progress=False)
+    monkeypatch.undo()
     assert len(made) == 2
     for given in (*made, load_model(Run(small(), directory)).standardization):
-        assert torch.equal(given.mean, model.standardization.mean)
-        assert torch.equal(given.std, model.standardization.std)
+        assert given.mean.tolist() == [1, 2, 3]
+        assert given.std.tolist() == [4, 5, 6]
 
 
 def test_anomalies(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sda_core.config import unstructure
-from sda_core.errors import ConfigError, DataError, TrackingWarning
+from sda_core.errors import ConfigError, DataError, StoppedError, TrackingWarning, TrainingError
 from sda_core.experiment import load_experiment
 from sda_core.figures import Picture
 from sda_core.rundir import Run
@@ -219,13 +219,45 @@ def test_stages_are_one_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": identity}
 
 
-def test_how_it_ended(tmp_path: Path) -> None:
-    for directory, results, code in (("good", {}, 0), ("bad", None, 1)):
-        run = make_run(tmp_path / directory)
-        start(run).close(results)
-        (folder,) = offline_runs(run)
-        assert [end.exit_code for end in of_kind(folder, "exit")] == [code]
-        assert ("train" in summary(folder)) == (results is not None)
+@pytest.mark.parametrize(
+    ("results", "error", "code"),
+    [
+        ({}, None, 0),
+        (None, TrainingError("the loss rose"), 1),
+        (None, None, 1),
+        (None, StoppedError("stopped at step 3"), 0),
+    ],
+)
+def test_how_it_ended(results: Any, error: Any, code: int, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    start(run).close(results, error)
+    (folder,) = offline_runs(run)
+    assert [end.exit_code for end in of_kind(folder, "exit")] == [code]
+    assert ("train" in summary(folder)) == (results is not None)
+
+
+def test_the_end_waits_for_the_model_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that is asked to stop has little time; models are uploaded at good ends only."""
+    import wandb
+
+    waited: list[int] = []
+
+    def wait(artifact: object, timeout: int) -> None:
+        waited.append(timeout)
+        raise wandb.Error("it timed out")
+
+    run = make_run(tmp_path)
+    run.model.mkdir()
+    session = start(run)
+    assert 0 < session._run.settings.finish_timeout <= 20  # type: ignore[attr-defined]
+    monkeypatch.setattr(wandb.Artifact, "wait", wait)
+    session.save_model(run.model)
+    assert waited == []  # what is offline is not waited for
+    monkeypatch.setattr(wandb.Run, "offline", False)
+    with pytest.warns(TrackingWarning, match="the model may not be on W&B: it timed out"):
+        session.save_model(run.model)
+    assert waited == [300]
+    session.close({})
 
 
 def test_two_runs_at_a_time(tmp_path: Path) -> None:

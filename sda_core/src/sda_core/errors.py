@@ -55,6 +55,10 @@ class SimulationWarning(UserWarning):
     """A simulated trajectory left the range of finite numbers and was drawn again."""
 
 
+class AssimilationWarning(UserWarning):
+    """Members of an ensemble were lost and drawn again."""
+
+
 class AssimilationError(SDAError):
     """An assimilation cannot be done as asked, or produced values that are not finite."""
 

@@ -1,15 +1,21 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files of which a reader never sees half, and directories that one process has to itself."""
 
 from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
+from sda_core.errors import TrainingError
+
+_TEMPORARY = re.compile(r"\..+\.([^.]+)\.(\d{1,9})\.tmp")
+#: Seconds after which a process of another host is taken to have died while it wrote.
+_OLD = 86_400.0
 
 
 @contextmanager
@@ -19,7 +25,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     The content is on the disk before the name is, and the name is when this returns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
     # A killed process of the same number may have left one, perhaps as a link to another file.
     temporary.unlink(missing_ok=True)
     try:
@@ -35,12 +41,52 @@ def replace_file(path: Path) -> Iterator[Path]:
 def remove_leftovers(directory: Path) -> None:
     """Remove what killed processes left of :func:`replace_file` in a directory.
 
-    What this process has left counts too, so it must not be writing there.
+    What this process has left counts too, so it must not be writing there. Whether a process of
+    another host lives is not known: what it has left goes when it is more than a day old.
     """
     for path in directory.glob(".*.tmp"):
         name = _TEMPORARY.fullmatch(path.name)
-        if name and not _is_another(int(name[1])):
+        if name is None:
+            continue
+        here = name[1] == _host()
+        if not _is_another(int(name[2])) if here else _is_old(path):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Be the only process that does something in the directory of a lock file.
+
+    The kernel releases the lock when the process ends, however it does; the file stays. Where the
+    system or the file system has no such locks, there is none.
+
+    Args:
+        path: The lock file; it says who has the lock.
+        what: What is done, such as ``"training"``.
+
+    Raises:
+        TrainingError: Another process does it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise TrainingError(
+                f"another {what} ({file.read().strip()}) is running in {path.parent}: wait for it, "
+                "stop it, or use another directory"
+            ) from error
+        except OSError:  # no locks here
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,6 +101,17 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _host() -> str:
+    """Name of this machine as a part of file names, without dots."""
+    return re.sub(r"[^\w-]", "-", socket.gethostname()) or "localhost"
+
+
+def _is_old(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime > _OLD
+    return False
 
 
 def _is_another(process: int) -> bool:

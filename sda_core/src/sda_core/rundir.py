@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -154,7 +156,7 @@ class Run:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         if not (self.directory / "config.toml").is_file():
-            self._write_config()  # so that a killed run can be gone on with
+            self.write_config()  # so that a killed run can be gone on with
         self.manager.hook.sda_run_started(run=self, stage=name)
         self._sessions = Sessions(self.experiment.trackers, self, name)
         results: dict[str, Any] = {}
@@ -168,23 +170,34 @@ class Run:
             self._sessions.close(None)
             raise
         self._sessions.close(results)
-        self._write_config()  # not before: a stage that is refused must change nothing
+        self.write_config()  # not before: a stage that is refused must change nothing
         record = self.provenance() | self._environment()
         record["stages"][name] = {"fingerprint": self.fingerprint(name), **results}
         write_text(self.directory / "provenance.json", json.dumps(record, indent=2) + "\n")
         self.log({"event": name, **results})
         self.manager.hook.sda_run_finished(run=self, summary={"stage": name, **results})
 
-    def _write_config(self) -> None:
+    def write_config(self) -> None:
+        """Write the configuration to ``config.toml``."""
         table = unstructure(self.experiment, manager=self.manager)
         dump_toml(table, self.directory / "config.toml")
 
     def diagnostics(self, stage: str, **context: Any) -> dict[str, Value]:
-        """What plugins add, by name; see the hook ``sda_diagnostics``."""
+        """What plugins add, by name; see the hook ``sda_diagnostics``.
+
+        A plugin that fails is left out, with a warning: no run is lost for a number more.
+        """
         values: dict[str, Value] = {}
-        given = self.manager.hook.sda_diagnostics(run=self, stage=stage, context=context)
-        for more in given:
-            values |= more
+        given = {"run": self, "stage": stage, "context": context}
+        for plugin, ask in self.manager.implementations("sda_diagnostics", given):
+            try:
+                values |= ask()
+            except Exception as error:  # noqa: BLE001 - a plugin can fail in any way
+                warnings.warn(
+                    f"diagnostics of {plugin} failed at stage {stage!r} and are left out: "
+                    f"{type(error).__name__}: {error}",
+                    stacklevel=3,
+                )
         return values
 
     def result_numbers(self, stage: str, **context: Any) -> dict[str, float]:
@@ -195,7 +208,7 @@ class Run:
     def log(self, event: Mapping[str, Any]) -> None:
         """Append an event to ``metrics.jsonl``."""
         with (self.directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(json.dumps(plain(event)) + "\n")
 
     def log_values(self, event: str, epoch: int, step: int, values: Mapping[str, Value]) -> None:
         """Report numbers, histograms and pictures of the training.
@@ -249,6 +262,17 @@ class Run:
             "torch": torch.__version__,
             "versions": self.versions(),
         }
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it, in which numbers are finite: others become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
 
 
 def _is_kept(line: str, step: int) -> bool:

@@ -65,7 +65,7 @@ class _EventFile(Session):
             else:
                 self._writer.add_scalar(name, float(value), step)
 
-    def close(self, summary: Mapping[str, Any] | None) -> None:
+    def close(self, summary: Mapping[str, Any] | None, error: BaseException | None = None) -> None:
         """Write the results and close the file."""
         if summary is not None:
             text = json.dumps(dict(summary), indent=2)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sda_core.config import component, option, unstructure
-from sda_core.errors import DataError, TrackingWarning
+from sda_core.errors import DataError, StoppedError, TrackingWarning
 from sda_core.figures import Picture
 from sda_core.files import write_text
 from sda_core.progress import announce
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 #: In the run directory: which W&B run it is.
 RUN_FILE = "wandb.json"
 
-#: Longest time to wait for the server when a stage starts, and for uploads when it ends.
-START_SECONDS, FINISH_SECONDS = 60.0, 300.0
+#: Longest time to wait for the server when a stage starts, and for the upload of a model.
+START_SECONDS, MODEL_SECONDS = 60.0, 300
+#: The same for the rest when a stage ends. It is sent all along, so little is left; and a batch
+#: system that has asked the training to stop does not wait for long.
+FINISH_SECONDS = 20.0
 
 
 @component
@@ -141,13 +144,27 @@ class _TrackedRun(Session):
             artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
             # As it is in place: a copy would stay in the home directory of a run that is offline.
             artifact.add_dir(str(directory), policy="immutable", skip_cache=True)
-            self._run.log_artifact(artifact)
+            logged = self._run.log_artifact(artifact)
+            if self._run.offline:
+                return
+            try:
+                logged.wait(MODEL_SECONDS)
+            except wandb.Error as error:
+                warnings.warn(
+                    f"the model may not be on W&B: {error}. `wandb sync` uploads it",
+                    TrackingWarning,
+                    stacklevel=2,
+                )
 
-    def close(self, summary: Mapping[str, Any] | None) -> None:
-        """Record the results, by the stage's name, and wait for uploads."""
+    def close(self, summary: Mapping[str, Any] | None, error: BaseException | None = None) -> None:
+        """Record the results, by the stage's name, and wait for uploads, for a short time.
+
+        A stage that was stopped has not failed.
+        """
         if summary is not None:
             self._run.summary.update({self._stage: dict(summary)})
-        self._run.finish(exit_code=1 if summary is None else 0)
+        has_failed = summary is None and not isinstance(error, StoppedError)
+        self._run.finish(exit_code=int(has_failed))
 
 
 def _login_problem() -> str | None:

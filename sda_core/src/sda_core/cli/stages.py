@@ -87,6 +87,7 @@ def run(
     quick: Quick = False,
 ) -> None:
     """Do all stages, from simulation to report; what is done and unchanged is skipped."""
+    _at_most_one(quick=quick, json=as_json)
     loaded, folder = _prepare(experiment, directory, overrides)
     from sda_core import stages
 
@@ -154,6 +155,7 @@ def train(
 ) -> None:
     """Train the kernel, from the newest checkpoint if there is one."""
     _at_most_one(resume=resume, dry_run=dry_run, quick=quick)
+    _at_most_one(may_change=bool(may_change), dry_run=dry_run, quick=quick)
     _at_most_one(
         detect_anomaly=detect_anomaly, seeds=seeds is not None, dry_run=dry_run, quick=quick
     )

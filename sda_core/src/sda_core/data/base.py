@@ -21,8 +21,9 @@ a Fletcher-32 checksum that HDF5 checks whenever it reads the chunk.
 
 The root's attributes are a :class:`StoreInfo`: the :class:`Recipe` (all that the numbers depend
 on, and its hash ``data_id``, the same in the files of a data set), the split, the variables with
-their units, the time step, the statistics ``mean`` and ``std`` that map states to model space, and
-the versions of the software. ``attributes_crc32`` guards them whenever a file is opened. The file
+their units, the time step, the statistics ``mean`` and ``std`` that map states to model space,
+those of this split's own states (``measured_mean`` and ``measured_std``; not in files of older
+versions), and the versions of the software. ``attributes_crc32`` guards them whenever a file is opened. The file
 ends with a seal of 12 bytes behind the end of the HDF5 data: ``SDACRC32`` and the little-endian
 CRC-32 of all bytes before.
 
@@ -164,6 +165,8 @@ class StoreInfo:
         split: The split in this file.
         spec: What the states are, with ``mean`` and ``std`` filled in.
         standardization_source: Where these come from: "system" or "train" (the training split).
+        measured_mean: Mean of each variable over this split's own states; None in older files.
+        measured_std: Their standard deviation, likewise.
         created_by: Versions of the software that made the data.
     """
 
@@ -172,6 +175,8 @@ class StoreInfo:
     spec: SystemSpec
     standardization_source: str
     created_by: dict[str, str]
+    measured_mean: tuple[float, ...] | None = None
+    measured_std: tuple[float, ...] | None = None
 
     @property
     def data_id(self) -> str:
@@ -196,6 +201,7 @@ class StoreInfo:
     def attributes(self) -> dict[str, Any]:
         """The attributes of the file's root."""
         spec, recipe = self.spec, self.recipe
+        measured = {"measured_mean": self.measured_mean, "measured_std": self.measured_std}
         return {
             "schema_version": recipe.schema_version,
             "data_id": self.data_id,
@@ -214,6 +220,8 @@ class StoreInfo:
             "std": list(spec.std or ()),
             "standardization_source": self.standardization_source,
             "created_by": json.dumps(self.created_by),
+            # Left out where there are none, so that the checksums of older files hold.
+            **{key: list(values) for key, values in measured.items() if values is not None},
         }
 
     @classmethod
@@ -248,6 +256,7 @@ class StoreInfo:
             ),
             standardization_source=a["standardization_source"],
             created_by=json.loads(a["created_by"]),
+            **{key: tuple(a[key]) for key in ("measured_mean", "measured_std") if key in a},
         )
 
 

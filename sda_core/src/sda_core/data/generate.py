@@ -386,7 +386,6 @@ def _end_with_parent() -> None:
 def _merge(parts: Parts, spec: SystemSpec, created_by: dict[str, str]) -> None:
     """Write the parts into one file per split, and give the files their names at the end."""
     recipe = parts.recipe
-    moments = Moments(len(spec.variables))
     final = {split: split_path(parts.directory, split) for split in recipe.splits}
     temporary = {split: path.with_suffix(".h5.tmp") for split, path in final.items()}
     with ExitStack() as stack:
@@ -400,11 +399,9 @@ def _merge(parts: Parts, spec: SystemSpec, created_by: dict[str, str]) -> None:
                 rows = recipe.rows(split)
                 a, b = max(first, rows.start), min(first + len(x), rows.stop)
                 if a < b:
-                    members = x[a - first : b - first]
-                    writer.write(a, members)
-                    if split == "train":
-                        for member in members:
-                            moments.update(member)
+                    writer.write(a, x[a - first : b - first])
+        train = writers.get("train")
+        moments = Moments(len(spec.variables)) if train is None else train.moments
         full_spec, source = _with_statistics(spec, moments)
         for writer in writers.values():
             writer.finish(full_spec, source, created_by)

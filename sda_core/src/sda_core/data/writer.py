@@ -13,6 +13,7 @@ import numpy as np
 
 from sda_core.data.base import Recipe, StoreInfo
 from sda_core.data.checksums import attributes_crc32, seal, trajectory_crc32
+from sda_core.data.standardization import Moments
 from sda_core.system import SystemSpec
 
 CHUNK_BYTES = 2**20
@@ -47,6 +48,9 @@ class SplitWriter:
         recipe: What the numbers depend on.
         split: The split in this file.
         spec: What the states are.
+
+    Attributes:
+        moments: Mean and std of what was written so far.
     """
 
     def __init__(self, path: Path, recipe: Recipe, split: str, spec: SystemSpec) -> None:
@@ -62,6 +66,7 @@ class SplitWriter:
             fletcher32=True,
         )
         self._crc32 = np.zeros(N, np.uint32)
+        self.moments = Moments(len(spec.variables))
         self._coordinates(spec)
 
     def _coordinates(self, spec: SystemSpec) -> None:
@@ -96,6 +101,8 @@ class SplitWriter:
         row = first - self.recipe.rows(self.split).start
         self._x[row : row + len(x)] = x
         self._crc32[row : row + len(x)] = [trajectory_crc32(member) for member in x]
+        for member in x:
+            self.moments.update(member)
 
     def finish(self, spec: SystemSpec, source: str, created_by: dict[str, str]) -> None:
         """Write checksums, attributes and the seal, and wait until all is on the disk.
@@ -114,6 +121,8 @@ class SplitWriter:
             spec=spec,
             standardization_source=source,
             created_by=created_by,
+            measured_mean=self.moments.mean,
+            measured_std=self.moments.std,
         ).attributes()
         for key, value in attributes.items():
             self._file.attrs[key] = _text(value) if isinstance(value, str) else value

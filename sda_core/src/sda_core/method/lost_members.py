@@ -8,16 +8,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sda_core.errors import AssimilationError
+from sda_core.errors import AssimilationError, AssimilationWarning
 from sda_core.random import seeded_generator
 from sda_core.schedule.base import Schedule
 
 #: How often a member is drawn at most.
 ATTEMPTS = 4
 
-#: A member is lost where |x_t| is above this many times sqrt(alpha^2 + sigma^2), the standard
-#: deviation of x_t for data of unit variance.
-LIMIT = 1000.0
+#: A member has run away where |x_t| / alpha is above this many times the largest sigma / alpha.
+#: Noise that nothing is taken from, as by an untrained network, stays well below.
+LIMIT = 100.0
 
 
 class Watch:
@@ -38,8 +38,9 @@ class Watch:
         """Look at the state x_t. Nothing is read back from the device, which would have to wait."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         size = torch.linalg.vector_norm(x.flatten(1), ord=torch.inf, dim=1)
-        # Written so that NaN is lost, too.
-        lost = ~(size <= LIMIT * torch.sqrt(alpha**2 + sigma**2))
+        one = torch.ones_like(t)
+        most = LIMIT * alpha * self.schedule.sigma(one) / self.schedule.alpha(one)
+        lost = ~(size <= most)  # written so that NaN is lost, too
         levels = self.levels.to(x)
         self.levels = torch.where(lost & levels.isnan(), sigma / alpha, levels)
 
@@ -62,7 +63,7 @@ def redraw(draw: Callable[[Tensor, int], Tensor], levels: Tensor, seed: int) -> 
         where = ", ".join(f"{level:.3g}" for level in levels[lost[:8]].tolist())
         what = (
             f"{len(lost)} of {len(levels)} members are not finite (first: {lost[:8].tolist()}, at "
-            f"sigma / alpha = {where}; more than {LIMIT:g} standard deviations count as such)"
+            f"sigma / alpha = {where}; beyond {LIMIT:g} times the largest noise counts as such)"
         )
         if attempt == ATTEMPTS or len(lost) > max(1, len(levels) // 2):
             raise AssimilationError(
@@ -71,7 +72,7 @@ def redraw(draw: Callable[[Tensor, int], Tensor], levels: Tensor, seed: int) -> 
             )
         warnings.warn(
             f"{what}: drawing them again, attempt {attempt + 1} of {ATTEMPTS}",
-            RuntimeWarning,
+            AssimilationWarning,
             stacklevel=3,
         )
         levels[lost] = draw(lost, seeded_generator(seed, attempt).initial_seed())

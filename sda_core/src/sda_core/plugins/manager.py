@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -154,6 +155,24 @@ class PluginManager:
                 implementation.function(*(app for _ in implementation.argnames))
             except Exception as error:  # noqa: BLE001 - a plugin can fail in any way
                 self._break(self._sources[implementation.plugin_name], error)
+
+    def implementations(
+        self, hook: str, arguments: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """The implementations of a hook one by one, for where one that fails must not end all.
+
+        Args:
+            hook: Name of the hook.
+            arguments: What it is called with.
+
+        Yields:
+            The name of the plugin, and a function that calls its implementation.
+        """
+        for found in getattr(self.hook, hook).get_hookimpls():
+            yield (
+                found.plugin_name,
+                partial(found.function, *(arguments[a] for a in found.argnames)),
+            )
 
     def _add(self, source: Source) -> None:
         # A plugin is tried on a manager of its own: what is wrong with it cannot touch the others.

@@ -23,7 +23,8 @@ from sda_core.schedule.base import Schedule
 class AdamsBashforth(Multistep):
     r"""Deterministic steps that extrapolate eps by a polynomial in l = log(sigma / alpha).
 
-    The equation d(x / alpha) = eps exp(l) dl is integrated exactly for that polynomial.
+    The equation d(x / alpha) = eps exp(l) dl is integrated exactly for that polynomial. The first
+    steps know too few estimates for the full order, but where noise is strongest eps hardly varies.
     """
 
     order: int = option(  # type: ignore[misc]  # here the order is chosen

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from sda_core.errors import CheckpointError, ConfigError, TrainingError
+from sda_core.errors import CheckpointError, ConfigError, SDAError, StoppedError, TrainingError
 from sda_core.experiment import Experiment
 from sda_core.progress import ProgressOption, announce
 from sda_core.rundir import Run
@@ -103,7 +103,8 @@ def train_seeds(
     others go on from their checkpoints.
 
     Side by side, each member is trained by a process of its own, with a part of the CPU's cores
-    and, where there are several, one of the GPUs. What it says is in ``seed-K/train.log``.
+    and, where there are several, one of the GPUs. What it says is in ``seed-K/train.log``. It stops
+    as at SIGTERM when this process dies.
 
     Args:
         experiment: The experiment.
@@ -170,6 +171,8 @@ def _one_by_one(
         announce(progress, f"seed {seed}, in {run.directory}")
         try:
             train(run.experiment, run.directory, progress=progress, may_change=may_change)
-        except TrainingError as error:
+        except StoppedError:
+            raise
+        except SDAError as error:
             failed[seed] = str(error)
     return failed

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -26,6 +28,11 @@ from sda_core.rundir import Run
 _GLANCE = 0.2
 #: Bytes at the end of a file in which its last lines are looked for.
 _TAIL = 16_384
+#: ``sda`` in a process that stops when its parent dies.
+_CHILD = (
+    "from sda_core.stages.side_by_side import stop_with_parent; stop_with_parent(); "
+    "from sda_core.cli import main; main()"
+)
 
 
 def train_side_by_side(
@@ -90,7 +97,7 @@ def _start(
     # Not in the run directory: a training that is refused must change nothing there.
     config = folder / f"{run.directory.name}.toml"
     dump_toml(unstructure(run.experiment, manager=run.manager), config)
-    command = [sys.executable, "-m", "sda_core", "train", str(config), "--quiet"]
+    command = [sys.executable, "-c", _CHILD, "train", str(config), "--quiet"]
     command += ["--dir", str(run.directory)]
     command += [option for key in may_change for option in ("--may-change", key)]
     threads = max(1, torch.get_num_threads() // jobs)
@@ -103,11 +110,21 @@ def _start(
         return subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # open for as long as this process lives
             stdout=log,
             stderr=subprocess.STDOUT,
             process_group=0,
         )
+
+
+def stop_with_parent() -> None:
+    """Ask this process to stop, by SIGTERM, when its standard input ends: its parent has died."""
+
+    def watch() -> None:
+        os.read(0, 1)  # not sys.stdin, whose lock would be in the way of an ordinary end
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

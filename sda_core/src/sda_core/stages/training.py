@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,23 +15,31 @@ from typing import Any
 import attrs
 import torch
 
-from sda_core.config import unstructure
+from sda_core.config import differences, unstructure
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
-from sda_core.errors import CheckpointError, StoppedError, TrainingError
+from sda_core.errors import (
+    AssimilationError,
+    CheckpointError,
+    CheckpointWarning,
+    SDAError,
+    StoppedError,
+    TrainingError,
+)
 from sda_core.experiment import Experiment
 from sda_core.files import write_text
 from sda_core.interrupt import stop_request
 from sda_core.method import sample_members
 from sda_core.model import TrainedModel
 from sda_core.progress import ProgressOption, announce, reporting
-from sda_core.rundir import Run, device
+from sda_core.rundir import Run, device, plain
 from sda_core.stages.common import SAMPLE, WEIGHTS, check_simulated, stream
 from sda_core.system import HasContext, SystemSpec
 from sda_core.training import (
-    Checkpoint,
     EpochMetrics,
+    Event,
     LossSpike,
     SkippedBatch,
+    Step,
     Trainer,
     anomaly_hunt,
     arithmetic_rules,
@@ -81,19 +90,23 @@ def train(
         experiment.require("sampler", "train.sample_every")
         experiment.require("sample", "train.sample_every")
     check_simulated(run)
-    depends = run.settings("simulate", "train")
-    checkpoint = run.checkpoints.newest()
+    store = TrajectoryStore(split_path(run.data, "train"))
+    depends = run.settings("simulate", "train") | {"data_id": store.info.data_id}
+    checkpoint, ended = run.checkpoints.newest(), None
     if checkpoint is not None:
-        check_settings(checkpoint, depends, may_change)
+        written = {"data_id": store.info.data_id} | checkpoint.settings
+        check_settings(attrs.evolve(checkpoint, settings=written), depends, may_change)
+        # With other settings it may go on.
+        ended = None if differences(written, depends) else checkpoint.state.get("ended")
     elif resume:
         raise CheckpointError(
             f"there is no checkpoint in {run.checkpoints.directory} to go on from: train without "
             "--resume to start"
         )
-    model = new_model(run, TrajectoryStore(split_path(run.data, "train")).spec)
+    model = new_model(run, store.spec)
     settings: Any = experiment.train
-    if detect_anomaly:
-        settings = attrs.evolve(settings, compile=False)
+    if detect_anomaly:  # an overflow of float16 is no anomaly, and hooks are not compiled
+        settings = attrs.evolve(settings, compile=False, precision="float32")
     with arithmetic_rules(settings):
         trainer = _new_trainer(run, model, settings)
         training = _Training(run, trainer, model, depends)
@@ -103,11 +116,19 @@ def train(
             run.stage("train") as results,
             anomaly_hunt(model.denoiser) if detect_anomaly else nullcontext(),
         ):
+            run.write_config()  # what goes on from here on is resumed with these settings
             run.forget_after(trainer.step)
-            if checkpoint is None or checkpoint.state.get("ended") is None:
-                training.go_on()
-            trained = training.finished(results)
-            trained.save(run.model)
+            try:
+                if ended is None:
+                    training.go_on()
+                else:
+                    announce(
+                        progress, f"the training has ended after epoch {trainer.epoch}: {ended}"
+                    )
+                trained = training.finished(results)
+                trained.save(run.model)
+            finally:
+                _draw(run)
     return trained
 
 
@@ -119,7 +140,7 @@ def new_model(run: Run, spec: SystemSpec) -> TrainedModel:
         spec: What the states are.
     """
     experiment, system = run.experiment, run.experiment.system
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device()] if device().type == "cuda" else []):
         torch.manual_seed(stream(run.train_seed, WEIGHTS))
         fields = system.context() if isinstance(system, HasContext) else {}
         model = TrainedModel.create(
@@ -191,37 +212,50 @@ class _Training:
                     pass
             except TrainingError as error:
                 raise TrainingError(f"{error}. {self._last_good()}") from error
-            finally:
-                _draw(self.run)
 
     def _events(self, report: Callable[..., None], stopping: Callable[[], bool]) -> bool:
         """Train until the end, or until it was rolled back; whether it was the end."""
         for event in self.trainer.events():
-            if isinstance(event, SkippedBatch):
-                self.run.log({"event": "skipped", **attrs.asdict(event)})
-                self._say(
-                    f"skipped a batch that is not finite, at step {event.step} "
-                    f"(loss {event.loss:g}, gradient norm {event.grad_norm:g})"
-                )
-            elif isinstance(event, LossSpike):
-                self._roll_back(event)
+            if self._went_wrong(event):
                 return False
-            else:
+            if not isinstance(event, Step | EpochMetrics):
+                continue
+            try:
                 reason = self._after(event, report)
-                ended = event.epoch == self.settings.epochs or reason is not None
-                if ended or stopping() or self._is_due(event):
-                    self._checkpoint(event, ended=reason)
-                if ended:
-                    if reason is not None:
-                        self._say(f"training ends after epoch {event.epoch}: {reason}")
-                    return True
-                if stopping():
-                    raise StoppedError(
-                        f"training stopped after step {event.step:,} of "
-                        f"{self.trainer.num_steps:,} (epoch {event.epoch} of "
-                        f"{self.settings.epochs}); the same command goes on from there"
-                    )
+            except SDAError:
+                raise
+            except Exception:  # of a plugin, or the disk; what was trained is not lost with it
+                self._checkpoint(event)
+                raise
+            ended = event.epoch == self.settings.epochs or reason is not None
+            if ended or stopping() or self._is_due(event):
+                if any(self._went_wrong(late) for late in self.trainer.settle()):
+                    return False
+                self._checkpoint(event, ended=reason)
+            if ended:
+                if reason is not None:
+                    self._say(f"training ends after epoch {event.epoch}: {reason}")
+                return True
+            if stopping():
+                raise StoppedError(
+                    f"training stopped after step {event.step:,} of "
+                    f"{self.trainer.num_steps:,} (epoch {event.epoch} of "
+                    f"{self.settings.epochs}); the same command goes on from there"
+                )
         return True
+
+    def _went_wrong(self, event: Event) -> bool:
+        """Record what went wrong, if it did; whether the training was rolled back."""
+        if isinstance(event, SkippedBatch):
+            self.run.log({"event": "skipped", **attrs.asdict(event)})
+            self._say(
+                f"skipped a batch that is not finite, at step {event.step} "
+                f"(loss {event.loss:g}, gradient norm {event.grad_norm:g})"
+            )
+        elif isinstance(event, LossSpike):
+            self._roll_back(event)
+            return True
+        return False
 
     def _after(self, event: Any, report: Callable[..., None]) -> str | None:
         """Report a step, and an epoch if it ended one; give a reason to end the training."""
@@ -263,16 +297,22 @@ class _Training:
         assert config is not None  # since it was asked for at the start
         assert sampler is not None
         model = attrs.evolve(self.model, denoiser=copy.deepcopy(self.trainer.best_denoiser))
-        x = sample_members(
-            model,
-            sampler,
-            (config.members, config.length, *model.spec.state_shape),
-            stream(experiment.seed, SAMPLE),
-            memory=getattr(experiment.method, "memory", None),
-        )
+        try:
+            x = sample_members(
+                model,
+                sampler,
+                (config.members, config.length, *model.spec.state_shape),
+                stream(experiment.seed, SAMPLE),
+                memory=getattr(experiment.method, "memory", None),
+            )
+        except AssimilationError as error:
+            self._say(f"no samples after epoch {self.trainer.epoch}: {error}")
+            return {}
         return self.run.diagnostics("training-samples", model=model, samples=x)
 
     def _is_due(self, event: Any) -> bool:
+        if self.trainer.is_rising:
+            return False
         minutes = self.settings.checkpoint_minutes
         if minutes is not None and time.monotonic() - self._written > 60 * minutes:
             return True
@@ -293,29 +333,36 @@ class _Training:
         path = self.folder.write(
             tensors, {**state, "ended": ended}, self.depends, best=self._is_best(event)
         )
-        columns = {
-            a.name: [getattr(metrics, a.name) for metrics in trainer.history]
-            for a in attrs.fields(EpochMetrics)
-        }
-        write_text(self.run.directory / "history.json", json.dumps(columns) + "\n")
+        self._write_history()
         self._written = time.monotonic()
         self.run.manager.hook.sda_checkpoint_written(run=self.run, path=path)
 
+    def _write_history(self) -> None:
+        history = self.trainer.history
+        columns = {
+            a.name: [plain(getattr(metrics, a.name)) for metrics in history]
+            for a in attrs.fields(EpochMetrics)
+        }
+        write_text(self.run.directory / "history.json", json.dumps(columns) + "\n")
+
     def _roll_back(self, spike: LossSpike) -> None:
-        found = self.folder.newest()
+        found = self.folder.before(spike.since)
         what = f"loss {spike.loss:.3g} is far above its running median {spike.median:.3g}"
         if found is None:
-            raise TrainingError(f"{what} at step {spike.step}, and there is no checkpoint yet")
-        self.trainer.roll_back(found.tensors, found.state)
-        self.run.forget_after(self.trainer.step)
-        record = {**attrs.asdict(spike), "from_step": spike.step, "step": self.trainer.step}
-        rate = self.trainer.slow_down
-        self.run.log({"event": "rollback", **record, "slow_down": rate})
-        self._say(
-            f"{what} at step {spike.step}: back to step {self.trainer.step}, learning rate times "
-            f"{rate:g}"
-        )
+            raise TrainingError(
+                f"{what} at step {spike.step}, and there is no checkpoint from before step "
+                f"{spike.since}: raise train.keep, or lower train.checkpoint_every"
+            )
+        trainer = self.trainer
+        trainer.roll_back(found.tensors, found.state)
         self._checkpoint(None)
+        self.run.forget_after(trainer.step)
+        record = {**attrs.asdict(spike), "from_step": spike.step, "step": trainer.step}
+        self.run.log({"event": "rollback", **record, "slow_down": trainer.slow_down})
+        self._say(
+            f"{what} at step {spike.step}: back to step {trainer.step}, learning rate times "
+            f"{trainer.slow_down:g}"
+        )
 
     def _last_good(self) -> str:
         found = self.folder.newest()
@@ -338,12 +385,11 @@ class _Training:
     def finished(self, results: dict[str, Any]) -> TrainedModel:
         """The trained model, and what is recorded of the training."""
         run, trainer = self.run, self.trainer
+        self._write_history()
         denoiser = trainer.best_denoiser
-        if self.settings.final == "best" and (best := self.folder.best()) is not None:
-            self._load_best(best)
         validated = [m.valid_loss for m in trainer.history if m.valid_loss is not None]
         valid_loss = validated[-1] if validated else None
-        if self.settings.final == "best" and validated:
+        if self.settings.final == "best" and self._load_best():
             valid_loss = trainer.best_loss
         results |= {"steps": trainer.step, "valid_loss": valid_loss}
         store = trainer.train.store
@@ -363,16 +409,30 @@ class _Training:
         results |= run.result_numbers("train", model=trained)
         return trained
 
-    def _load_best(self, best: Checkpoint) -> None:
+    def _load_best(self) -> bool:
+        """Take the best weights, if they are there."""
+        try:
+            best = self.folder.best()
+        except CheckpointError as error:
+            warnings.warn(
+                f"{error}. The model has the last weights instead", CheckpointWarning, stacklevel=4
+            )
+            return False
+        if best is None or best.state["epoch"] != self.trainer.best_epoch:
+            return False
         prefix = "raw." if self.trainer.averaged is None else "ema."
         weights = {k[4:]: v for k, v in best.tensors.items() if k.startswith(prefix)}
         self.trainer.best_denoiser.load_state_dict(weights)
+        return True
 
 
 def _draw(run: Run) -> None:
-    from sda_core.figures import write_learning_curve  # matplotlib takes a while to import
+    try:
+        from sda_core.figures import write_learning_curve  # matplotlib takes a while to import
 
-    write_learning_curve(run.directory)
+        write_learning_curve(run.directory)
+    except Exception as error:  # noqa: BLE001 - a picture must not cost a training
+        warnings.warn(f"the learning curve cannot be drawn: {error}", stacklevel=2)
 
 
 def _note(trainer: Trainer, event: Any, steps_per_second: float) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from matplotlib.animation import FuncAnimation
 from matplotlib.figure import Figure
 
+from sda_core.errors import StoppedError, TrainingError
 from sda_core.experiment import Experiment
 from sda_core.figures import Picture
 from sda_core.plugins import Component, PluginManager, hookimpl
@@ -102,12 +103,13 @@ def _model(tracker: Tracker) -> None:
 
 
 def _failure(tracker: Tracker) -> None:
-    """A stage may end badly, before or after something was logged."""
+    """A stage may fail or be stopped, before or after something was logged."""
     for values in ({}, {"loss": 1.0}):
-        with _session(tracker) as session:
-            if values:
-                session.log(values, 1)
-            session.close(None)
+        for error in (TrainingError("the loss rose"), StoppedError("stopped"), KeyboardInterrupt()):
+            with _session(tracker) as session:
+                if values:
+                    session.log(values, 1)
+                session.close(None, error)
 
 
 def _again(tracker: Tracker) -> None:

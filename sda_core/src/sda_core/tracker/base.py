@@ -64,11 +64,13 @@ class Session(ABC):
         """Keep a trained model, a directory with weights and description; by default not."""
 
     @abstractmethod
-    def close(self, summary: Mapping[str, Any] | None) -> None:
+    def close(self, summary: Mapping[str, Any] | None, error: BaseException | None = None) -> None:
         """End the session.
 
         Args:
             summary: The results of the stage; None if it did not end well.
+            error: What ended it then. After a :class:`~sda_core.errors.StoppedError` the stage can
+                be gone on with, and there may be little time left.
         """
 
 
@@ -105,9 +107,9 @@ class Sessions(Session):
         """Keep a trained model with all."""
         self._each(lambda session: session.save_model(directory))
 
-    def close(self, summary: Mapping[str, Any] | None) -> None:
+    def close(self, summary: Mapping[str, Any] | None, error: BaseException | None = None) -> None:
         """End all sessions."""
-        self._each(lambda session: session.close(summary))
+        self._each(lambda session: session.close(summary, error))
         self._open.clear()
 
     def _each(self, do: Callable[[Session], None]) -> None:

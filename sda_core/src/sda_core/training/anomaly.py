@@ -16,6 +16,9 @@ from sda_core.errors import TrainingError
 def anomaly_hunt(network: nn.Module) -> Iterator[None]:
     """Stop at the first module or gradient that gives a value that is not finite.
 
+    Not for a training in float16, whose gradients overflow now and then because of the scale of the
+    loss, which is no fault: hunt in float32 instead.
+
     Args:
         network: The network that is trained, not compiled.
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from sda_core.errors import ConfigError
 from sda_core.training.config import TrainConfig
 
+T = TypeVar("T")
 Network = Callable[[Tensor, Tensor], Tensor]
 
 #: Bounds of the factor on a float16 loss. Unbounded, it can fall to 0 or overflow itself.
@@ -33,11 +36,11 @@ class Arithmetic:
         if config.precision == "float16":
             self._scaler = GradScaler(device.type)
 
-    def network(self, network: Network) -> Network:
-        """The network in this arithmetic."""
+    def network(self, network: Network, *, compiled: bool = True) -> Network:
+        """The network in this arithmetic; compiled if that is asked for, unless told not to."""
         if self._config.precision != "float32":
             network = self._autocast(network)
-        if self._config.compile:
+        if self._config.compile and compiled:
             # A function, so that modules and the names of their weights stay as they are. Once for
             # each shape: there are few, a part of a batch and what is left of the last batch.
             network = torch.compile(network, dynamic=False)
@@ -90,31 +93,70 @@ class Arithmetic:
             self._scaler.load_state_dict(state)
 
 
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
 @contextmanager
 def arithmetic_rules(config: TrainConfig) -> Iterator[None]:
     """Set torch's global switches for a training: TF32 and determinism.
 
-    They are as before afterwards.
+    They are as before afterwards, except that the environment variable ``CUBLAS_WORKSPACE_CONFIG``
+    stays set after a deterministic training, since torch reads it once.
 
     Args:
         config: Settings.
+
+    Raises:
+        ConfigError: A GPU was used already, so that setting this variable may be too late.
     """
-    precision = torch.get_float32_matmul_precision()
-    tf32 = torch.backends.cudnn.allow_tf32
     benchmark = torch.backends.cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if config.deterministic:
+    if config.deterministic and _WORKSPACE not in os.environ:
         # cuBLAS repeats its results only with a workspace of fixed size.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if torch.cuda.is_initialized():
+            raise ConfigError(
+                f"train.deterministic = true takes {_WORKSPACE} in the environment, but it is not "
+                "set, and a GPU is in use already, when torch may have read it: start with "
+                f"{_WORKSPACE}=:4096:8 in the environment, or use train.deterministic = false"
+            )
+        os.environ[_WORKSPACE] = ":4096:8"
+    with _tf32(config.tf32):
+        try:
+            torch.backends.cudnn.benchmark = not config.deterministic
+            torch.use_deterministic_algorithms(config.deterministic)
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Whether TF32 is used, through both of torch's interfaces to it.
+
+    The older one's setters set the newer one's state too. The older one's getters, which parts of
+    torch's compiler use, raise where the newer one alone was used.
+    """
+    matmul = _unless_mixed(torch.get_float32_matmul_precision, "highest")
+    cudnn = _unless_mixed(lambda: torch.backends.cudnn.allow_tf32, True)
+    backends: Any = torch.backends
+    parts = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+    precisions = [part.fp32_precision for part in parts]
     try:
-        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = config.tf32
-        torch.backends.cudnn.benchmark = not config.deterministic
-        torch.use_deterministic_algorithms(config.deterministic)
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.cudnn.benchmark = benchmark
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
+        for part, precision in zip(parts, precisions, strict=True):
+            part.fp32_precision = precision
+
+
+def _unless_mixed(read: Callable[[], T], default: T) -> T:
+    """What the older interface says; its default where only the newer one was used, as it raises."""
+    try:
+        return read()
+    except RuntimeError:
+        return default

@@ -221,6 +221,7 @@ def _from_2(tensors: dict[str, Tensor], header: dict[str, str]) -> Contents:
     state = {
         **json.loads(header["counters"]),
         "batch": 0,
+        "device": "cpu",
         "best_loss": float("inf"),
         "best_epoch": 0,
         "slow_down": 1.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,17 @@ class CheckpointFolder:
                     "folder to train from the start"
                 )
             warnings.warn(CheckpointWarning(f"{what}: using {found.path.name}"), stacklevel=2)
+        return found
+
+    def before(self, step: int) -> Checkpoint | None:
+        """The checkpoint of the highest step that is not above one, and is whole."""
+        found: Checkpoint | None = None
+        for path in self._files():
+            with suppress(DamagedCheckpointError):
+                checkpoint = load_checkpoint(path)
+                at = checkpoint.state["step"]
+                if at <= step and (found is None or at > found.state["step"]):
+                    found = checkpoint
         return found
 
     def best(self) -> Checkpoint | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from sda_core.config import at_least, between, component, non_negative, option, positive
+from sda_core.config import Check, at_least, between, component, non_negative, option, positive
 from sda_core.errors import ConfigError
 
 
@@ -23,11 +23,13 @@ class GuardConfig:
     )
     spike: float | None = option(
         default=None,
-        check=positive,
+        check=Check("greater than 1", lambda v: v > 1),
         help="a loss this many times its running median rolls back to the last checkpoint",
     )
     slow_down: float = option(
-        default=0.5, check=between(0, 1), help="factor on the learning rate after a roll-back"
+        default=0.5,
+        check=Check("greater than 0, at most 1", lambda v: 0 < v <= 1),
+        help="factor on the learning rate after a roll-back",
     )
     rollbacks: int = option(
         default=3, check=at_least(0), help="roll-backs above which the training stops"
@@ -82,7 +84,7 @@ class TrainConfig:
     learning_rate: float = option(default=1e-3, check=positive, help="learning rate")
     betas: tuple[float, float] = option(
         default=(0.9, 0.999),
-        check=between(0, 1),
+        check=Check("from 0 to less than 1", lambda v: 0 <= v < 1),
         help="decay of the moments of Adam; sgd has the first as momentum",
     )
     weight_decay: float = option(

@@ -57,9 +57,10 @@ class SkippedBatch:
         batch: Its number in the epoch, from 0.
         loss: Its loss.
         grad_norm: Norm of its gradients.
-        levels: Diffusion times of the windows whose loss was not finite, or of all if each was.
-        summary: Minimum, median and maximum of what there was of ``input``, ``noised``, ``output``
-            and ``loss`` (one per window), and how many values of it were not finite.
+        levels: Diffusion times of the windows whose loss is not finite, or of all if each is.
+        summary: Minimum, median and maximum of the finite values of ``input``, ``noised``,
+            ``output`` and ``loss`` (one per window), and how many were not finite. The network is
+            evaluated for it once more: on a GPU with the weights of up to two steps later.
     """
 
     epoch: int
@@ -78,12 +79,14 @@ class LossSpike:
     Attributes:
         epoch: Number of epochs done.
         step: Number of optimizer steps done.
+        since: The state after this many steps, and before, is one to go back to.
         loss: Mean loss of the last steps.
         median: Running median of the losses before them.
     """
 
     epoch: int
     step: int
+    since: int
     loss: float
     median: float
 

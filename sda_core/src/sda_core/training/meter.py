@@ -28,6 +28,7 @@ class Meter:
         self._seconds = self._waited = 0.0
         self._since: float | None = None
         self._at_last_report = (0.0, 0.0)
+        self._windows = 0
 
     @property
     def clock(self) -> tuple[float, float]:
@@ -61,6 +62,7 @@ class Meter:
             losses: Loss of each window, (B,).
             finite: Whether the step counts, ().
         """
+        self._windows += len(losses)
         level = (t * LEVELS).long().clamp_(max=LEVELS - 1)
         self._sums.index_add_(0, level, torch.where(finite, losses, 0).float())
         self._counts.index_add_(0, level, finite.float().expand(len(losses)))
@@ -72,6 +74,7 @@ class Meter:
         self._counts.zero_()
         seconds, waited = (b - a for a, b in zip(self._at_last_report, self.clock, strict=True))
         self._at_last_report = self.clock
+        timed, self._windows = self._windows, 0
         windows = sum(counts)
         means = {
             f"loss_t{i}": s / n for i, (s, n) in enumerate(zip(sums, counts, strict=True)) if n
@@ -79,7 +82,7 @@ class Meter:
         return {
             **({"loss": sum(sums) / windows} if windows else {}),
             **means,
-            "windows_per_second": windows / seconds if seconds else 0.0,
+            "windows_per_second": timed / seconds if seconds else 0.0,
             "utilization": 1 - waited / seconds if seconds else 1.0,
         }
 
@@ -88,6 +91,6 @@ class Meter:
         return {"sums": self._sums, "counts": self._counts}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from sums that :meth:`state_dict` gave."""
+        """Go on from sums that :meth:`state_dict` gave; times are those of this process alone."""
         self._sums.copy_(tensors["sums"])
         self._counts.copy_(tensors["counts"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sda_core.data import WindowDataset
 from sda_core.denoiser import WindowDenoiser
-from sda_core.errors import ConfigError, TrainingError
+from sda_core.errors import CheckpointWarning, ConfigError, TrainingError
 from sda_core.random import seeded_generator
 from sda_core.training.arithmetic import Arithmetic
 from sda_core.training.config import TrainConfig
@@ -126,6 +127,7 @@ class Trainer:
         self.averaged = None if config.ema is None else copy.deepcopy(denoiser)
         self._arithmetic = Arithmetic(config, self.device)
         self._network = self._arithmetic.network(denoiser.network)
+        self._lag = _LAG if self.device.type == "cuda" else 0
         self._meter = Meter(self.device)
         # Within an epoch: its batches done, their losses, the sources of randomness.
         self._batch = 0
@@ -213,11 +215,10 @@ class Trainer:
                 self._batch += 1
                 self.step += 1
                 last = self._batch == self.steps_per_epoch
-                self._look(_LAG if self.device.type == "cuda" and not last else 0)
+                self._look(0 if last else self._lag)
                 self._meter.stop()
                 done = self._end_epoch() if last else Step(epoch=self.epoch, step=self.step)
-                wrong, self._wrong = self._wrong, []
-                yield from wrong
+                yield from self._take_wrong()
                 self._check_skipped()
                 yield done
                 self._meter.start()
@@ -227,9 +228,7 @@ class Trainer:
         self._draws = self._generator(_LOSS, self.epoch)
         self._epoch_loss, self._epoch_count = torch.zeros(2, device=self.device)
         # For kernels that draw random numbers of their own, such as dropout.
-        seed = seeded_generator(self.seed, _KERNEL, self.epoch).initial_seed()
-        with self._kernel_randomness():
-            torch.manual_seed(seed)
+        self._seed_kernel(_KERNEL, self.epoch)
         self._started, self._first = self._meter.clock, self.step
 
     def _end_epoch(self) -> EpochMetrics:
@@ -308,20 +307,36 @@ class Trainer:
         if (spike := self._spike()) is not None:
             self._wrong.append(spike)
 
+    def settle(self) -> list[Event]:
+        """What went wrong in the steps done so far and was not yielded yet; waits for the device.
+
+        To be called before the state is saved, so that no record of it is lost.
+        """
+        self._look(0)
+        return self._take_wrong()
+
+    def _take_wrong(self) -> list[Event]:
+        wrong, self._wrong = self._wrong, []
+        return wrong
+
     def _describe(self, outcome: _Outcome, step: int, loss: float) -> SkippedBatch:
-        """What a skipped batch was; the network is evaluated on it once more."""
+        """What a skipped batch was; the network is evaluated on it once more, in parts."""
         x, t, eps = outcome.x, outcome.t, outcome.eps
-        seen: dict[str, Tensor] = {"input": x}
+        seen: dict[str, list[Tensor]] = {"input": [x], "noised": [], "output": [], "loss": []}
+        evaluate = self._arithmetic.network(self.denoiser.network, compiled=False)
 
         def network(noised: Tensor, t: Tensor) -> Tensor:
-            seen["noised"] = noised
-            seen["output"] = self._network(noised, t)
-            return seen["output"]
+            output = evaluate(noised, t)
+            seen["noised"].append(noised)
+            seen["output"].append(output)
+            return output
 
         with torch.no_grad(), self._kernel_randomness(keep=False):
-            _, losses = self.denoiser.losses_at(x, t, eps, self.weights, network)
-        seen["loss"] = losses
-        bad = ~losses.isfinite()
+            parts = (v.chunk(self.config.accumulate) for v in (x, t, eps))
+            for x_part, t_part, eps_part in zip(*parts, strict=True):
+                part = self.denoiser.losses_at(x_part, t_part, eps_part, self.weights, network)
+                seen["loss"].append(part[1])
+        bad = ~torch.cat(seen["loss"]).isfinite()
         return SkippedBatch(
             epoch=self.epoch,
             step=step,
@@ -329,7 +344,7 @@ class Trainer:
             loss=loss,
             grad_norm=self._grad_norm,
             levels=t[bad if bad.any() else slice(None)].tolist(),
-            summary={name: _summary(values) for name, values in seen.items()},
+            summary={name: _summary(torch.cat(values)) for name, values in seen.items()},
         )
 
     def _check_skipped(self) -> None:
@@ -345,15 +360,34 @@ class Trainer:
 
     def _spike(self) -> LossSpike | None:
         factor = self.config.guards.spike
-        if factor is None or len(self._losses) < _MEDIAN_FROM + _RECENT:
+        if factor is None:
             return None
-        losses = list(self._losses)
-        recent = sum(losses[-_RECENT:]) / _RECENT
-        usual = median(losses[:-_RECENT])
+        recent, usual = self._recent_and_usual()
         if recent <= factor * usual:
             return None
-        self._losses.clear()
-        return LossSpike(epoch=self.epoch, step=self.step, loss=recent, median=usual)
+        return LossSpike(
+            epoch=self.epoch,
+            step=self.step,
+            since=self.step - _RECENT,
+            loss=recent,
+            median=usual,
+        )
+
+    def _recent_and_usual(self) -> tuple[float, float]:
+        """Mean of the last few losses, and median of those before; 0 as long as there are few."""
+        if len(self._losses) < _MEDIAN_FROM + _RECENT:
+            return 0.0, 0.0
+        losses = list(self._losses)
+        return sum(losses[-_RECENT:]) / _RECENT, median(losses[:-_RECENT])
+
+    @property
+    def is_rising(self) -> bool:
+        """Whether the loss is on its way to a spike, so that the state is none to go back to."""
+        factor = self.config.guards.spike
+        if factor is None:
+            return False
+        recent, usual = self._recent_and_usual()
+        return recent > math.sqrt(factor) * usual
 
     def roll_back(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go back to a state, and on from there with a lower learning rate.
@@ -372,7 +406,6 @@ class Trainer:
             )
         self.load_state_dict(tensors, state)
         self.rollbacks, self.slow_down = rollbacks, slow_down * guards.slow_down
-        self._losses.clear()
         self._set_rate()
 
     def report(self) -> dict[str, float]:
@@ -384,6 +417,7 @@ class Trainer:
             last step; ``windows_per_second``; ``utilization``, the share of time in which the loop
             did not wait for data; with float16 the ``loss_scale``.
         """
+        self._look(0)
         return {
             **self._meter.read(),
             "grad_norm": self._grad_norm,
@@ -440,6 +474,15 @@ class Trainer:
                 if self.device.type == "cuda":
                     self._kernel_states.append(torch.cuda.get_rng_state(self.device))
 
+    def _seed_kernel(self, *key: int) -> None:
+        """Seed torch's own generators for the training."""
+        seed = seeded_generator(self.seed, *key).initial_seed()
+        with self._kernel_randomness():
+            torch.default_generator.manual_seed(seed)
+            if self.device.type == "cuda":  # this one, and no other GPU's
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(seed)
+
     def _average(self) -> None:
         """Let the averaged weights follow the current ones."""
         if self.averaged is None:
@@ -481,6 +524,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "batch": self._batch,
+            "device": self.device.type,
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
             "slow_down": self.slow_down,
@@ -528,8 +572,19 @@ class Trainer:
         if self._batch:
             self._epoch_loss = tensors["epoch.loss"].to(self.device)
             self._epoch_count = tensors["epoch.count"].to(self.device)
-            self._draws.set_state(tensors["random.draws"])
-            self._kernel_states = list(part("random.kernel").values())
+            if state["device"] == self.device.type:
+                self._draws.set_state(tensors["random.draws"])
+                self._kernel_states = list(part("random.kernel").values())
+            else:
+                warnings.warn(
+                    f"the checkpoint was written on {state['device']} in mid-epoch, and the "
+                    f"training goes on on {self.device.type}, whose random numbers differ: the "
+                    "rest of the epoch is not what it would have been",
+                    CheckpointWarning,
+                    stacklevel=2,
+                )
+                self._draws = self._generator(_LOSS, self.epoch, self._batch)
+                self._seed_kernel(_KERNEL, self.epoch, self._batch)
         self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
         self.slow_down, self.rollbacks = state["slow_down"], state["rollbacks"]
         self._grad_norm = state["grad_norm"]

@@ -1,4 +1,4 @@
-"""A sampler of order two.
+"""A sampler of order two, with two evaluations per step.
 
 References:
     - Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
@@ -16,8 +16,8 @@ from sda_core.sampler import Sampler
 
 
 @component
-class Heun(Sampler):
-    """Heun's method on d(x / alpha) = eps d(sigma / alpha): two evaluations per step."""
+class Trapezoid(Sampler):
+    """The explicit trapezoidal rule on d(x / alpha) = eps d(sigma / alpha)."""
 
     order: ClassVar[int] = 2
 

@@ -1,0 +1,87 @@
+"""Directories that one process has to itself, and what killed ones left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sda_core.errors import TrainingError
+from sda_core.files import exclusive, remove_leftovers, replace_file
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sda_core.files import exclusive
+
+with exclusive(Path(sys.argv[1]), "training"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / ".training.lock"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        try:
+            assert other.stdout.readline() == "held\n"
+            who = f"process {other.pid} on {socket.gethostname()}"
+            message = f"another training ({who}) is running in {tmp_path}: wait for it, stop it"
+            for _ in range(2):  # who was refused changes nothing
+                with pytest.raises(TrainingError, match=re.escape(message)):
+                    with exclusive(path, "training"):
+                        pass
+        finally:
+            other.kill()
+    # A kill leaves no lock behind.
+    with exclusive(path, "training"):
+        assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with pytest.raises(KeyError), exclusive(path, "training"):
+        with pytest.raises(TrainingError, match="another training"):
+            with exclusive(path, "training"):
+                pass
+        raise KeyError
+    with exclusive(path, "training"):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with exclusive(tmp_path / "lock", "training"), exclusive(tmp_path / "lock", "training"):
+        pass
+
+
+def test_leftovers_of_other_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is not here, and of which nothing is known, may be writing elsewhere."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    left = []
+    for host in ("node1.cluster", "node2.cluster", "node3.cluster"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        with replace_file(tmp_path / "c.safetensors") as temporary:
+            temporary.touch()
+        left.append(Path(str(temporary).replace(f".{os.getpid()}.", f".{gone.pid}.")))
+    (tmp_path / "c.safetensors").unlink()
+    for path in left:
+        path.touch()
+    assert len({path.name for path in left}) == 3
+    old = time.time() - 25 * 3600
+    os.utime(left[1], (old, old))
+    remove_leftovers(tmp_path)  # on node3
+    assert list(tmp_path.iterdir()) == [left[0]]
