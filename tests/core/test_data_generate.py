@@ -469,6 +469,16 @@ def test_statistics_of_the_system_go_first(tmp_path):
     assert info.standardization_source == "system"
 
 
+@pytest.mark.parametrize("system", [Walk(), Swing()])
+def test_each_file_tells_the_statistics_of_its_own_states(system, tmp_path):
+    path = make(system, tmp_path)
+    for split in SPLITS:
+        store = TrajectoryStore(path / f"{split}.h5")
+        x = store.read(slice(None)).double().movedim(2, 0).flatten(1)
+        np.testing.assert_allclose(store.info.measured_mean, x.mean(1), rtol=1e-12)
+        np.testing.assert_allclose(store.info.measured_std, x.std(1, correction=0), rtol=1e-12)
+
+
 @attrs.frozen(kw_only=True)
 class Odd(Swing):
     """Swing with something wrong."""

@@ -11,7 +11,8 @@ import pytest
 import torch
 import xarray
 
-from sda_core.data import StoreProblemError, TrajectoryStore, inspect
+from sda_core.data import StoreProblemError, TrajectoryStore, inspect, verify
+from sda_core.data.checksums import attributes_crc32, seal
 from sda_core.errors import DataError
 
 from .data_systems import Swing, Walk, make
@@ -145,6 +146,50 @@ def test_files_that_are_not_stores(data, tmp_path, change, message):
         TrajectoryStore(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert ". To mend: " in str(caught.value)
+
+
+def without_measured(path: Path, target: Path) -> Path:
+    """A file as older versions wrote it."""
+
+    def remove(file):
+        attributes = TrajectoryStore(path).info.attributes()
+        for name in ("measured_mean", "measured_std"):
+            del file.attrs[name], attributes[name]
+        file.attrs["attributes_crc32"] = attributes_crc32(attributes)
+
+    rewrite(path, target, remove)
+    seal(target)
+    return target
+
+
+def test_files_without_measured_statistics_are_read(data, tmp_path):
+    path = data / "valid.h5"
+    old = TrajectoryStore(without_measured(path, tmp_path / "valid.h5"))
+    assert (old.info.measured_mean, old.info.measured_std) == (None, None)
+    assert old.info.data_id == TrajectoryStore(path).info.data_id
+    assert torch.equal(old.read(slice(None)), TrajectoryStore(path).read(slice(None)))
+    assert verify(old.path).ok
+
+
+def test_measured_statistics_are_guarded_and_told(data, tmp_path):
+    info = TrajectoryStore(data / "valid.h5").info
+    told = inspect(data / "valid.h5").as_dict()["files"][0]
+    assert told["measured_mean"] == list(info.measured_mean)
+    assert told["measured_std"] == list(info.measured_std)
+
+    def change(file, honest):
+        file.attrs["measured_std"] = 2 * file.attrs["measured_std"]
+        attributes = info.attributes() | {"measured_std": file.attrs["measured_std"].tolist()}
+        if honest:
+            file.attrs["attributes_crc32"] = attributes_crc32(attributes)
+
+    path = rewrite(data / "valid.h5", tmp_path / "valid.h5", lambda file: change(file, False))
+    with pytest.raises(DataError, match="attributes are not those that were written"):
+        TrajectoryStore(path)
+    rewrite(data / "valid.h5", path, lambda file: change(file, True))
+    (problem,) = verify(path).problems
+    assert "the stored measured std" in problem.what
+    assert "is not that of the data" in problem.what
 
 
 def test_files_that_cannot_be_opened(data, tmp_path):

@@ -1,13 +1,21 @@
 import itertools
+import math
 import pickle
+import shutil
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
+import attrs
+import h5py
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sda_core.data import TrajectoryStore, WindowDataset
 from sda_core.data import windows as windows_module
@@ -212,3 +220,132 @@ def test_memory_that_a_control_group_leaves(tmp_path, monkeypatch) -> None:
     assert available_memory() > 0
     groups.write_text("1:memory:/elsewhere\n")
     assert windows_module._free_in_groups(groups, tmp_path) == [sys.maxsize]
+
+
+@pytest.mark.parametrize("place", ["cpu", None])
+def test_batches_for_another_device_are_made_in_the_background(store, monkeypatch, place):
+    free = {"meta": 0, "cpu": 0 if place is None else 10**9}
+    monkeypatch.setattr(
+        "sda_core.data.windows.available_memory", lambda device: free[torch.device(device).type]
+    )
+    windows = WindowDataset(store, 3, device="meta")
+    assert windows.held_on == (place and torch.device(place))
+    threads = set()
+
+    def pinned(batch):
+        threads.add(threading.current_thread())
+        return batch
+
+    monkeypatch.setattr(windows, "_pinned", pinned)
+    epoch = windows.epoch(generator(), 6)
+    next(epoch)
+    assert _prefetching()
+    epoch.close()
+    assert not _prefetching()
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, Path]:
+    """Data standardized with statistics of the training split, and of the system."""
+    folder = tmp_path_factory.mktemp("sources")
+    return {
+        "train": make(Swing(std=None), folder / "train", trajectories=40),
+        "system": make(Swing(), folder / "system", trajectories=40),
+    }
+
+
+def changed(source: Path, target: Path, change, split: str = "train", limit: int | None = None):
+    """A data set with other states in a file that says the same."""
+    path = Path(tempfile.mkdtemp(dir=target)) / f"{split}.h5"
+    shutil.copy(source / f"{split}.h5", path)
+    with h5py.File(path, "r+") as file:
+        file["x"][...] = change(file["x"][:])
+    return WindowDataset(TrajectoryStore(path), 3, memory_limit=limit)
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("source", ["train", "system"])
+def test_check_passes_data_as_they_were_made(sources, source, limit):
+    for split in ("train", "valid", "test"):
+        store = TrajectoryStore(sources[source] / f"{split}.h5")
+        WindowDataset(store, 3, memory_limit=limit).check()
+
+
+@pytest.mark.parametrize("source", ["train", "system"])
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_check_notices_small_changes_where_all_states_are_held(sources, source, split, tmp_path):
+    info = TrajectoryStore(sources[source] / f"{split}.h5").info
+    std = info.measured_std[0] / info.spec.std[0]
+    shift = np.array([0.05 * info.measured_std[0], 0])
+    for change in (lambda x: 1.05 * x, lambda x: x + shift):
+        windows = changed(sources[source], tmp_path, change, split)
+        with pytest.raises(DataError, match=r"variable 'q'.*not the data that the statistics are"):
+            windows.check()
+    text = rf"its std {1.05 * std:.3g} instead of \S+ and {std:.3g}:"
+    with pytest.raises(DataError, match=text):
+        changed(sources[source], tmp_path, lambda x: 1.05 * x, split).check()
+    changed(sources[source], tmp_path, lambda x: 1.001 * x, split).check()
+    # Only some windows are looked at.
+    changed(sources[source], tmp_path, lambda x: 1.05 * x, split, limit=0).check()
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("source", ["train", "system"])
+def test_check_notices_other_units(sources, source, tmp_path, limit):
+    with pytest.raises(DataError, match="these are not the data that the statistics are of"):
+        changed(sources[source], tmp_path, lambda x: 20 * x, limit=limit).check()
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_check_notices_states_that_are_not_finite(sources, tmp_path, monkeypatch, limit):
+    def spoil(x):
+        x[5, 6:], x[7, 6:, 1] = np.nan, np.inf
+        return x
+
+    windows = changed(sources["train"], tmp_path, spoil, limit=limit)
+    for piece in (windows_module.LOAD_BYTES, 100):
+        monkeypatch.setattr(windows_module, "LOAD_BYTES", piece)
+        with pytest.raises(DataError, match=r"not finite, in trajectories \[5, 7\] \(2 of 32"):
+            windows.check()
+
+
+@pytest.mark.parametrize("source", ["train", "system"])
+def test_check_of_a_file_without_measured_statistics(sources, source, tmp_path):
+    windows = changed(sources[source], tmp_path, lambda x: 1.5 * x)
+    windows.store.info = attrs.evolve(windows.store.info, measured_mean=None, measured_std=None)
+    if source == "train":  # then they are those of the standardization
+        with pytest.raises(DataError, match=r"its std 1\.5 instead of 0 and 1"):
+            windows.check()
+    else:
+        windows.check()
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the tensors that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                at = storage.data_ptr()
+                self.sizes[at] = max(self.sizes.get(at, 0), storage.nbytes())
+        return out
+
+
+def test_check_needs_no_copy_of_the_data(sources, monkeypatch):
+    store = TrajectoryStore(sources["train"] / "train.h5")
+    row = 4 * math.prod(store.shape[1:])
+    monkeypatch.setattr(windows_module, "LOAD_BYTES", 2 * row)
+    windows = WindowDataset(store, 3)
+    with Allocations() as made:
+        windows.check()
+    *others, largest = sorted(made.sizes.values())
+    assert largest == 32 * row
+    assert max(others) <= 2 * row

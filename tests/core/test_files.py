@@ -37,9 +37,11 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
             who = f"process {other.pid} on {socket.gethostname()}"
             message = f"another training ({who}) is running in {tmp_path}: wait for it, stop it"
             for _ in range(2):  # who was refused changes nothing
-                with pytest.raises(TrainingError, match=re.escape(message)):
-                    with exclusive(path, "training"):
-                        pass
+                with (
+                    pytest.raises(TrainingError, match=re.escape(message)),
+                    exclusive(path, "training"),
+                ):
+                    pass
         finally:
             other.kill()
     # A kill leaves no lock behind.
@@ -48,14 +50,18 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    with pytest.raises(KeyError), exclusive(path, "training"):
-        with pytest.raises(TrainingError, match="another training"):
-            with exclusive(path, "training"):
-                pass
-        raise KeyError
-    with exclusive(path, "training"):
-        pass
+    def again() -> None:
+        with exclusive(tmp_path / "lock", "training"):
+            raise KeyError
+
+    with (
+        exclusive(tmp_path / "lock", "training"),
+        pytest.raises(TrainingError, match="another training"),
+    ):
+        again()
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            again()
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sda_core.config import structure
 from sda_core.data import TrajectoryStore, WindowDataset
 from sda_core.denoiser import WindowDenoiser
-from sda_core.errors import CheckpointWarning, ConfigError, DataError, TrainingError
+from sda_core.errors import CheckpointWarning, ConfigError, TrainingError
 from sda_core.schedule import VP
 from sda_core.training import (
     EpochMetrics,
@@ -27,7 +27,6 @@ from sda_core.training import (
     TrainConfig,
     Trainer,
     anomaly_hunt,
-    arithmetic_rules,
 )
 from sda_core.training import trainer as trainer_module
 
@@ -656,58 +655,6 @@ def test_anomalies_are_named(windows) -> None:
         list(trainer.events())
     list(_trainer(windows, epochs=1).events())
     assert not any(m._forward_hooks for m in trainer.denoiser.modules())
-
-
-def test_data_are_checked(windows, tmp_path) -> None:
-    import shutil
-
-    import h5py
-
-    source = make(Swing(std=None), tmp_path / "data", trajectories=40)
-    for split in ("train", "valid"):
-        for limit in (None, 0):
-            store = TrajectoryStore(source / f"{split}.h5")
-            WindowDataset(store, WINDOW, memory_limit=limit).check()
-    for split in windows:  # standardized with what the system says
-        split.check()
-    with h5py.File(source / "train.h5") as file:
-        x = file["x"][:]
-
-    def check(name, states, limit):
-        path = tmp_path / f"{name}-{limit}.h5"
-        shutil.copy(source / "train.h5", path)
-        with h5py.File(path, "r+") as file:
-            file["x"][...] = states
-        WindowDataset(TrajectoryStore(path), WINDOW, memory_limit=limit).check()
-
-    with pytest.raises(DataError, match=r"variable 'q'.* std 1\.05 instead of 0 and 1"):
-        check("a-little", 1.05 * x, None)
-    check("a-little", 1.05 * x, 0)  # only some windows are looked at
-    spoilt = x.copy()
-    spoilt[5, 1, 0], spoilt[7, 0, 1] = math.nan, math.inf
-    for limit in (None, 0):
-        with pytest.raises(DataError, match="these are not the data that the statistics are of"):
-            check("other-units", 20 * x, limit)
-        with pytest.raises(DataError, match=r"not finite, in trajectories \[5, 7\] \(2 of 32"):
-            check("not-finite", spoilt, limit)
-
-
-def test_torchs_switches_are_set_and_put_back() -> None:
-    def switches():
-        return (
-            torch.get_float32_matmul_precision(),
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cudnn.benchmark,
-            torch.are_deterministic_algorithms_enabled(),
-        )
-
-    before = switches()
-    with arithmetic_rules(TrainConfig(tf32=True)):
-        assert switches() == ("high", True, True, False)
-    assert switches() == before
-    with arithmetic_rules(TrainConfig(deterministic=True)):
-        assert switches() == ("highest", False, False, True)
-    assert switches() == before
 
 
 def test_optimizers(windows) -> None:

@@ -234,6 +234,14 @@ def test_options_that_do_not_go_together(options, message, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_quick_run_has_no_scores_to_print(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["run", "lorenz63-quick", "--quick", "--json", "--dir", str(tmp_path)])
+    assert end.value.code == 2
+    assert "--quick and --json cannot be combined: give one of them" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_anomalies_can_be_looked_for(trained: Path, tmp_path: Path, capsys):
     (tmp_path / "data").symlink_to(trained / "runs" / "first" / "data")
     options = ["-q", "--detect-anomaly", "--set", "kernel.width=8"]

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import sda_core as sda
 from sda_core.data import WindowDataset
 from sda_core.errors import CheckpointError, ConfigError, StoppedError, TrainingError
+from sda_core.files import exclusive
 from sda_core.model import TrainedModel
 from sda_core.plugins import PluginManager, hookimpl
 from sda_core.rundir import Run
@@ -144,6 +145,15 @@ def test_a_signal_stops_after_the_step(directory: Path, undisturbed: Path, numbe
     assert step % STEPS_PER_EPOCH  # in mid-epoch
     sda.train(small(), directory, progress=False, resume=True)
     assert same(directory, undisturbed)
+
+
+def test_one_training_at_a_time(directory: Path) -> None:
+    with (
+        exclusive(directory / ".training.lock", "training"),
+        pytest.raises(TrainingError, match=r"another training \(process \d+ on .*is running in"),
+    ):
+        sda.train(small(), directory, progress=False)
+    sda.train(small("train.epochs=1"), directory, progress=False)
 
 
 def test_resume_wants_a_checkpoint_of_the_same_configuration(directory: Path) -> None:

@@ -166,8 +166,8 @@ class Run:
             results["seconds"] = round(time.perf_counter() - started, 3)
             if name == "train":
                 self._sessions.save_model(self.model)
-        except BaseException:
-            self._sessions.close(None)
+        except BaseException as error:
+            self._sessions.close(None, error)
             raise
         self._sessions.close(results)
         self.write_config()  # not before: a stage that is refused must change nothing

@@ -22,10 +22,10 @@ a Fletcher-32 checksum that HDF5 checks whenever it reads the chunk.
 The root's attributes are a :class:`StoreInfo`: the :class:`Recipe` (all that the numbers depend
 on, and its hash ``data_id``, the same in the files of a data set), the split, the variables with
 their units, the time step, the statistics ``mean`` and ``std`` that map states to model space,
-those of this split's own states (``measured_mean`` and ``measured_std``; not in files of older
-versions), and the versions of the software. ``attributes_crc32`` guards them whenever a file is opened. The file
-ends with a seal of 12 bytes behind the end of the HDF5 data: ``SDACRC32`` and the little-endian
-CRC-32 of all bytes before.
+those of this split's own states (``measured_mean`` and ``measured_std``; older files are without
+them), and the versions of the software. ``attributes_crc32`` guards them whenever a file is opened.
+The file ends with a seal of 12 bytes behind the end of the HDF5 data: ``SDACRC32`` and the
+little-endian CRC-32 of all bytes before.
 
 Text is of fixed length, so that it lies where HDF5 has checksums. (Strings of variable length lie
 in a heap without any, and HDF5 can hang when it is damaged.)

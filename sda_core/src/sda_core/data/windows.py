@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -186,13 +186,31 @@ class WindowDataset:
                 f"{' and more' if len(bad) > 8 else ''} ({len(bad)} of {len(seen.rows)} looked "
                 "at): run 'sda data verify' on it, or simulate it again"
             )
-        info = self.store.info
+        self._check_statistics(seen.mean, seen.std)
+
+    def _check_statistics(self, mean: Tensor, std: Tensor) -> None:
+        info, to_model = self.store.info, self.standardization
+        wanted_mean, wanted_std = torch.zeros_like(mean), torch.ones_like(std)
+        # A few trajectories may well vary less than all do.
+        least = 1 / (1 + WIDE) if info.split == "train" else 0.0
+        fits = (mean.abs() <= WIDE) & (std >= least) & (std <= 1 + WIDE)
+        own_mean, own_std = info.measured_mean, info.measured_std
+        if info.split == info.standardization_source:  # all there is in an older file
+            own_mean, own_std = info.spec.mean, info.spec.std
+        if self.held_on is not None and own_mean is not None and own_std is not None:
+            wanted_mean = (mean.new_tensor(own_mean) - to_model.mean) / to_model.std
+            wanted_std = std.new_tensor(own_std) / to_model.std
+            near = TIGHT * wanted_std.clamp(min=TIGHT)
+            fits &= ((mean - wanted_mean).abs() <= near) & ((std - wanted_std).abs() <= near)
         for i, name in enumerate(self.store.spec.variable_names):
-            mean, std = float(seen.mean[i]), float(seen.std[i])
-            usual_mean, usual_std = (
-                float(self.standardization.mean[i]),
-                float(self.standardization.std[i]),
-            )
+            if not fits[i]:
+                raise DataError(
+                    f"{self.store.path} states mean {to_model.mean[i]:.4g} and std "
+                    f"{to_model.std[i]:.4g} for variable {name!r}, but standardized with them its "
+                    f"mean is {mean[i]:.3g} and its std {std[i]:.3g} instead of "
+                    f"{wanted_mean[i]:.3g} and {wanted_std[i]:.3g}: these are not the data that "
+                    "the statistics are of. Run 'sda data verify' on it, or simulate it again"
+                )
 
     def _read(self, rows: Tensor, starts: Tensor) -> Tensor:
         windows = self.store.read_windows(rows.tolist(), starts.tolist(), self.window)
@@ -211,7 +229,7 @@ class WindowDataset:
         on_its_way = self.device.type == "cuda" and batch.device.type == "cpu"
         return batch.pin_memory() if on_its_way else batch
 
-    def _load(self) -> Tensor:
+    def _load(self, seen: _Seen | None = None) -> Tensor:
         r"""All states in model space, (N L, C, \*S), loaded in pieces to need no second copy."""
         N, L, *state = self.store.shape
         states = torch.empty(N, L, *state, device=self.held_on)
@@ -219,7 +237,44 @@ class WindowDataset:
         for first in range(0, N, step):
             piece = slice(first, min(first + step, N))
             states[piece] = self.standardization.to_model(self.store.read(piece))
+            if seen is not None:
+                seen.update(range(piece.start, piece.stop), states[piece])
         return states.flatten(0, 1)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_states": None}
+
+
+class _Seen:
+    """What some data are: mean and std of each variable in float64, and rows that are not finite.
+
+    Sums of squares are accurate enough in model space, where means far from 0 are an error anyway.
+    """
+
+    def __init__(self, variables: int) -> None:
+        self.rows: set[int] = set()
+        self.bad: set[int] = set()
+        self._count = 0
+        self._sum, self._squares = torch.zeros(2, variables, dtype=torch.float64)
+
+    def update(self, rows: Sequence[int], x: Tensor) -> None:
+        r"""Take in states of shape (n, l, C, \*S) in model space, of these n trajectories."""
+        finite = x.isfinite().flatten(1).all(1).tolist()
+        self.rows.update(rows)
+        self.bad.update(row for row, good in zip(rows, finite, strict=True) if not good)
+        others = [axis for axis in range(x.ndim) if axis != 2]
+        var, mean = (v.double().cpu() for v in torch.var_mean(x, others, correction=0))
+        count = x.numel() // x.shape[2]
+        self._count += count
+        self._sum += count * mean
+        self._squares += count * (var + mean**2)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each variable, (C,)."""
+        return self._sum / self._count
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of each variable (of the population), (C,)."""
+        return (self._squares / self._count - self.mean**2).clamp(min=0).sqrt()

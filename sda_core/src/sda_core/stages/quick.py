@@ -12,7 +12,6 @@ from shutil import rmtree
 from typing import Any, TypeVar
 
 import attrs
-import torch
 
 from sda_core.data import DataConfig, TrajectoryStore, split_path
 from sda_core.data.base import size_text
@@ -26,7 +25,7 @@ from sda_core.stages.evaluation import evaluate
 from sda_core.stages.sampling import sample
 from sda_core.stages.simulation import simulate
 from sda_core.stages.training import train
-from sda_core.training import peak_memory
+from sda_core.training import peak_memory, reset_peak_memory
 
 T = TypeVar("T")
 
@@ -40,7 +39,7 @@ class QuickStage:
     Attributes:
         what: What was done, in words.
         seconds: Time that it took.
-        memory: Most bytes that were in use: on a GPU by the stage, else by this process so far.
+        memory: Most bytes that were in use during it: on a GPU, else by this process.
     """
 
     what: str
@@ -79,8 +78,7 @@ def quick(
     keep = False
     try:
         for what, stage in _stages(experiment, where / "data", folder, progress):
-            if device().type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
+            reset_peak_memory(device())
             started = time.perf_counter()
             try:
                 stage()

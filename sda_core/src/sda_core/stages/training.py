@@ -26,7 +26,7 @@ from sda_core.errors import (
     TrainingError,
 )
 from sda_core.experiment import Experiment
-from sda_core.files import write_text
+from sda_core.files import exclusive, write_text
 from sda_core.interrupt import stop_request
 from sda_core.method import sample_members
 from sda_core.model import TrainedModel
@@ -45,6 +45,7 @@ from sda_core.training import (
     arithmetic_rules,
     check_settings,
     memory_in_use,
+    reset_peak_memory,
 )
 
 #: Seconds between two looks at progress.
@@ -80,7 +81,8 @@ def train(
         DataError: The data are not finite, or do not have the statistics that the store states.
         CheckpointError: The directory holds a checkpoint of another configuration, none that is
             whole, or none at all where one must be.
-        TrainingError: Too many batches were skipped, or the loss rose too often.
+        TrainingError: Too many batches were skipped, or the loss rose too often; or another training
+            is running in the directory.
         StoppedError: Ctrl-C or SIGTERM; what was trained is kept.
     """
     run = Run(experiment, directory, progress=progress)
@@ -90,6 +92,14 @@ def train(
         experiment.require("sampler", "train.sample_every")
         experiment.require("sample", "train.sample_every")
     check_simulated(run)
+    with exclusive(run.directory / ".training.lock", "training"):
+        return _train(run, resume, may_change, detect_anomaly)
+
+
+def _train(
+    run: Run, resume: bool, may_change: Collection[str], detect_anomaly: bool
+) -> TrainedModel:
+    experiment = run.experiment
     store = TrajectoryStore(split_path(run.data, "train"))
     depends = run.settings("simulate", "train") | {"data_id": store.info.data_id}
     checkpoint, ended = run.checkpoints.newest(), None
@@ -103,12 +113,13 @@ def train(
             f"there is no checkpoint in {run.checkpoints.directory} to go on from: train without "
             "--resume to start"
         )
-    model = new_model(run, store.spec)
     settings: Any = experiment.train
     if detect_anomaly:  # an overflow of float16 is no anomaly, and hooks are not compiled
         settings = attrs.evolve(settings, compile=False, precision="float32")
-    with arithmetic_rules(settings):
+    with arithmetic_rules(settings):  # before anything is done on a GPU
+        model = new_model(run, store.spec)
         trainer = _new_trainer(run, model, settings)
+        reset_peak_memory(trainer.device)
         training = _Training(run, trainer, model, depends)
         if checkpoint is not None:
             trainer.load_state_dict(checkpoint.tensors, checkpoint.state)
@@ -123,7 +134,7 @@ def train(
                     training.go_on()
                 else:
                     announce(
-                        progress, f"the training has ended after epoch {trainer.epoch}: {ended}"
+                        run.progress, f"the training has ended after epoch {trainer.epoch}: {ended}"
                     )
                 trained = training.finished(results)
                 trained.save(run.model)

@@ -107,9 +107,9 @@ def preview_training(experiment: Experiment, directory: str | Path) -> TrainingP
     run = Run(experiment, directory)
     config: Any = experiment.train  # to mypy components are no attrs classes
     sizes, spec = experiment.data.split_sizes, experiment.system.spec
-    denoiser = new_model(run, spec).denoiser
     train, valid = (_RandomWindows(sizes[s], experiment.model.window, spec) for s in SPLITS[:2])
     with arithmetic_rules(config):
+        denoiser = new_model(run, spec).denoiser
         # Not compiled, since tensors inside of compiled functions cannot be counted.
         trainer = _trainer(denoiser, train, attrs.evolve(config, compile=False))
         memory = _memory(trainer)

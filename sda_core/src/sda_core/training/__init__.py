@@ -11,7 +11,7 @@ from sda_core.training.checkpoint import (
 from sda_core.training.checkpoints import CheckpointFolder
 from sda_core.training.config import GuardConfig, TrainConfig
 from sda_core.training.events import EpochMetrics, Event, LossSpike, SkippedBatch, Step
-from sda_core.training.memory import memory_in_use, peak_memory
+from sda_core.training.memory import memory_in_use, peak_memory, reset_peak_memory
 from sda_core.training.trainer import Trainer
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "load_checkpoint",
     "memory_in_use",
     "peak_memory",
+    "reset_peak_memory",
     "save_checkpoint",
 ]

@@ -155,7 +155,7 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 
 def _unless_mixed(read: Callable[[], T], default: T) -> T:
-    """What the older interface says; its default where only the newer one was used, as it raises."""
+    """What the older interface says, or its default where it raises."""
     try:
         return read()
     except RuntimeError:
