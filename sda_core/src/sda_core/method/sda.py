@@ -96,8 +96,8 @@ def sample_members(
 
     A member that becomes non-finite or runs away is drawn again from noise that depends on (seed,
     its number, attempt) alone, and an ``AssimilationWarning`` tells at which noise level it was
-    lost. So what is returned are samples given that they are not lost, which is sound as long as few
-    are.
+    lost. So what is returned are samples given that they are not lost, which is sound as long as
+    few are.
 
     Args:
         model: The model of the prior.

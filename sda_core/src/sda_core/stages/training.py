@@ -81,8 +81,8 @@ def train(
         DataError: The data are not finite, or do not have the statistics that the store states.
         CheckpointError: The directory holds a checkpoint of another configuration, none that is
             whole, or none at all where one must be.
-        TrainingError: Too many batches were skipped, or the loss rose too often; or another training
-            is running in the directory.
+        TrainingError: Too many batches were skipped, or the loss rose too often; or another
+            training is running in the directory.
         StoppedError: Ctrl-C or SIGTERM; what was trained is kept.
     """
     run = Run(experiment, directory, progress=progress)
