@@ -111,8 +111,8 @@ def prepare(preset: str, change: list[str], steps: int, directory: Path) -> Run:
 
 def time_of_parts(run: Run) -> dict[str, str]:
     """Milliseconds of a step that each part takes, and its share."""
-    model, settings = new_model(run), run.experiment.train
     store = TrajectoryStore(split_path(run.data, "train"))
+    model, settings = new_model(run, store.spec), run.experiment.train
     windows = WindowDataset(store, model.config.window, device=device())
     trainer = Trainer(model.denoiser, windows, None, settings, run.train_seed)
     events = trainer.events()

@@ -157,7 +157,7 @@ def test_the_command(command: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert end.value.code == 0
     *stages, last = capsys.readouterr().out.splitlines()
     assert len(stages) == 6
-    assert all(line.endswith("MiB") and " s " in line for line in stages)
+    assert all(line.endswith(("MiB", "GiB")) and " s " in line for line in stages)
     assert last == "everything works"
 
 
