@@ -134,6 +134,20 @@ def test_the_loss_of_parts_is_that_of_the_whole() -> None:
     assert parts[0] != parts[1]
 
 
+@pytest.mark.parametrize("weights", [None, [1.0, 3.0, 0.5]])
+def test_the_losses_of_windows_are_those_of_each_alone(weights) -> None:
+    denoiser = WindowDenoiser(Kernel(), VP(), 5, "edm")
+    w = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    x = _randn(8, 5, 3)
+    t, eps = denoiser.draw(x, torch.Generator().manual_seed(3))
+    loss, losses = denoiser.losses_at(x, t, eps, w)
+    assert torch.equal(loss, denoiser.loss_at(x, t, eps, w))
+    alone = [denoiser.loss_at(x[i : i + 1], t[i : i + 1], eps[i : i + 1], w) for i in range(8)]
+    torch.testing.assert_close(losses, torch.stack(alone))
+    assert loss.requires_grad
+    assert not losses.requires_grad
+
+
 def test_the_loss_of_another_network() -> None:
     kernel = Kernel()
     denoiser = WindowDenoiser(kernel, VP(), 5, "x0")

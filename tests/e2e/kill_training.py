@@ -150,7 +150,7 @@ def main(kills: int, seed: int) -> None:
                         path.unlink()
     print(
         f"{done} kills survived, {in_writing} of them in the middle of writing a file, in {rounds} "
-        f"trainings of {duration:.1f} s; each time {compared['tensors']} tensors with "
+        f"training{'s' * (rounds > 1)} of {duration:.1f} s; each time {compared['tensors']} tensors with "
         f"{compared['values']:,} values, all metrics and the model were bit for bit those of the "
         "training that was not killed"
     )

@@ -8,7 +8,6 @@ References:
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from sda_core.config import at_least, component, one_of, option
@@ -54,7 +53,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, features) -> (B, features)."""
-        return torch.as_tensor(x + self.residue(x))
+        return x + self.residue(x)
 
 
 class ResidualMLP(nn.Module):
@@ -83,7 +82,5 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         r"""(B, W, C, \*S), (B,) -> (B, W, C, \*S)."""
-        flat = rearrange(x, "b ... -> b (...)")
-        return torch.as_tensor(
-            self.network(torch.cat((flat, self.embedding(t)), dim=-1)).reshape(x.shape)
-        )
+        features = torch.cat((x.flatten(1), self.embedding(t)), dim=-1)
+        return self.network(features).reshape(x.shape)
