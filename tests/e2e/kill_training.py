@@ -148,11 +148,11 @@ def main(kills: int, seed: int) -> None:
                 for name in ("checkpoints", "model"):
                     for path in (broken / name).iterdir():
                         path.unlink()
+    trainings = f"{rounds} training{'s' * (rounds > 1)} of {duration:.1f} s"
     print(
-        f"{done} kills survived, {in_writing} of them in the middle of writing a file, in {rounds} "
-        f"training{'s' * (rounds > 1)} of {duration:.1f} s; each time {compared['tensors']} tensors with "
-        f"{compared['values']:,} values, all metrics and the model were bit for bit those of the "
-        "training that was not killed"
+        f"{done} kills survived, {in_writing} of them in the middle of writing a file, in "
+        f"{trainings}; each time {compared['tensors']} tensors with {compared['values']:,} values, "
+        "all metrics and the model were bit for bit those of the training that was not killed"
     )
 
 

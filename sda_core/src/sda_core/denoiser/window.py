@@ -145,7 +145,7 @@ class WindowDenoiser(Denoiser):
         weights: Tensor | None = None,
         network: Network | None = None,
     ) -> tuple[Tensor, Tensor]:
-        r"""Denoising loss at given times with given noise, and what each window has in it.
+        r"""Denoising loss at given times with given noise, and that of each window.
 
         Args:
             x: Clean windows in model space, (B, W, C, \*S).
