@@ -30,10 +30,10 @@ def replace_file(path: Path) -> Iterator[Path]:
     temporary.unlink(missing_ok=True)
     try:
         yield temporary
-        _sync(temporary, os.O_RDWR)
+        sync(temporary)
         temporary.replace(path)
         with suppress(OSError):  # not all file systems can do this for a directory
-            _sync(path.parent, os.O_RDONLY)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -95,8 +95,10 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    # Not all systems flush a file that is open for reading only.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

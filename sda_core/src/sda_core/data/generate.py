@@ -30,7 +30,7 @@ from sda_core.data.hdf5 import open_file, read_info
 from sda_core.data.parts import Parts
 from sda_core.data.preview import Preview, measure_seconds
 from sda_core.data.standardization import Moments
-from sda_core.data.writer import SplitWriter, sync
+from sda_core.data.writer import SplitWriter
 from sda_core.errors import (
     ConfigError,
     DataError,
@@ -38,6 +38,7 @@ from sda_core.errors import (
     SimulationError,
     SimulationWarning,
 )
+from sda_core.files import sync
 from sda_core.progress import ProgressOption, announce, is_shown, reporting
 from sda_core.system import System, SystemSpec, simulate_block
 

@@ -19,8 +19,8 @@ import attrs
 import numpy as np
 
 from sda_core.data.base import Recipe
-from sda_core.data.writer import sync
 from sda_core.errors import DataError
+from sda_core.files import sync
 
 if sys.platform != "win32":
     import fcntl

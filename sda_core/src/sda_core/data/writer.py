@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from sda_core.data.base import Recipe, StoreInfo
 from sda_core.data.checksums import attributes_crc32, seal, trajectory_crc32
 from sda_core.data.standardization import Moments
+from sda_core.files import sync
 from sda_core.system import SystemSpec
 
 CHUNK_BYTES = 2**20
@@ -134,15 +134,6 @@ class SplitWriter:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _texts(texts: Iterable[str]) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 
 
@@ -92,8 +90,3 @@ class LossSpike:
 
 
 Event = Step | EpochMetrics | SkippedBatch | LossSpike
-
-
-def as_record(event: Event) -> dict[str, Any]:
-    """An event as plain data."""
-    return attrs.asdict(event)
