@@ -58,18 +58,34 @@ FLOW = SystemSpec(
     axes=(Axis("grid_x", CENTRES), Axis("grid_y", CENTRES)),
     time_step=0.2,
 )
-CONDITIONS = ("tolerance", "spec")
+COVARIANCE = (0.5 * np.eye(3) + np.outer([0.2, 0.5, -0.4], [0.2, 0.5, -0.4])).tolist()
+CONDITIONS = ("tolerance", "spec", "shape")
 
 #: Configurations (and tolerances) to check, where the defaults are not enough.
 CASES: dict[tuple[str, str], list[dict]] = {
     **{("observation", name): cases for name, cases in _observations().items()},
     ("observation", "coarsen"): [{"factor": 2, "std": 0.3}],
     ("observation", "sensors"): [{"count": 2, "std": 0.3}],
+    ("observation", "points"): [
+        {"entries": [[0, "u", 0.5], [3, "v", 3.0], [3, "u", 2.25]], "std": [0.1, 0.2, 0.3]},
+        {"entries": [[2.5, "u", 0.5], [0, "v", 1]], "std": 0.3},
+    ],
+    ("observation", "stations"): [{"places": [[0.5], [3.0]], "every": 5, "std": 0.3}],
     ("observation", "region"): [{"box": {"place": [1, 2]}, "std": 0.3}],
     **{
         ("observation", name): [{"std": 0.3, "spec": FLOW}]
         for name in ("vorticity", "saturation", "speed")
     },
+    ("noise", "gaussian"): [{"std": 0.3}, {"std": [0.1, 0.2, 0.3]}],
+    ("noise", "correlated"): [
+        {"std": [0.1, 0.2, 0.3], "correlation_length": 2.0},
+        {"std": 0.3, "correlation_length": 1.5, "axis": 0},
+        {"covariance": COVARIANCE},
+        {"covariance": (np.diag(np.arange(1.0, 9.0)) + 0.5).tolist(), "shape": (2, 4)},
+    ],
+    ("noise", "student-t"): [{"scale": 0.3}, {"scale": [0.1, 0.2, 0.3], "dof": 1.5}],
+    ("noise", "laplace"): [{"scale": 0.3}],
+    ("noise", "poisson"): [{}, {"gain": [0.1, 2.0, 5.0], "floor": 0.5}],
     ("kernel", "unet"): [{"channels": [4, 8], "blocks": [1, 1]}],
     ("system", "kolmogorov"): [{"size": 16, "coarsening": 1, "block_size": 2}],
     **{
@@ -107,6 +123,7 @@ CASES: dict[tuple[str, str], list[dict]] = {
     ("guidance", "pigdm"): [{}, {"detach": True}],
     ("guidance", "diffpir"): [{}, {"weight": 5.0}],
     ("method", "particle-filter"): [{"burn_in": 64}],
+    ("method", "twisted-smc"): [{"particles": 4096}],
     ("kernel", "mlp"): [{"width": 16, "depth": 2}, {"activation": "ReLU"}],
     ("kernel", "transformer"): [{"width": 16, "heads": 2, "blocks": 2}],
     ("tracker", "wandb"): [

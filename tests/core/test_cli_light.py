@@ -183,7 +183,7 @@ def test_init_that_cannot_write(
 
 def test_plugins_add_commands(pendulum_site: Any) -> None:
     assert pendulum_site.sda("test-swing").stdout == "swinging\n"
-    assert "test-swing  Swing." in pendulum_site.sda("--help").stdout
+    assert "test-swing Swing." in " ".join(pendulum_site.sda("--help").stdout.split())
 
 
 def test_version(pendulum_site: Any) -> None:

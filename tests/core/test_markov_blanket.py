@@ -17,7 +17,7 @@ from sda_core.denoiser import (
     window_starts,
 )
 from sda_core.errors import ConfigError, ShapeError
-from sda_core.guidance import GaussianLikelihood
+from sda_core.guidance import Likelihood
 from sda_core.kernel import WindowShape
 from sda_core.method import peak_bytes
 from sda_core.observation import Select
@@ -191,7 +191,7 @@ def test_chunks_give_gradients_of_the_weights_too() -> None:
 def test_chunks_under_many_backward_passes() -> None:
     """MMPS goes back through one forward pass again and again."""
     operator = Select(variables=["u"], every=3, std=0.3).bind(GaussianChain().spec, 12)
-    likelihood = GaussianLikelihood(operator=operator.operator, y=_x(4, 1), std=operator.std)
+    likelihood = Likelihood.gaussian(operator=operator.operator, y=_x(4, 1), std=operator.std)
     x, t = _x(3, 12, 2), torch.tensor(0.3, dtype=torch.float64)
     whole, parts = (
         MMPS()(MarkovBlanketDenoiser(Window(5), 5, 2, chunk_size=size), likelihood)(x, t)
@@ -248,3 +248,57 @@ def test_errors() -> None:
     for stride in (0, 6):
         with pytest.raises(ConfigError, match=f"stride = {stride} must lie between 1 and the win"):
             window_starts(10, 5, stride)
+
+
+# --- long trajectories ---
+
+
+@pytest.mark.parametrize("fold", ["center", "average"])
+@pytest.mark.parametrize("stride", [1, 16])
+def test_weights_grow_with_the_length_and_not_with_its_square(fold, stride) -> None:
+    fold_weights.cache_clear()
+    short, long = (peak_bytes(lambda n=n: fold_weights(n, 33, stride, fold)) for n in (1025, 4097))
+    assert long < 4.5 * short
+    assert long < 8 * 8 * 33 * len(window_starts(4097, 33, stride))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_memory_beside_the_states_does_not_grow(gradients) -> None:
+    """That of chunks of 16 windows, under a hundred times as many states."""
+
+    class Wide(Denoiser):
+        def forward(self, x_t, t):
+            h = x_t.mean((1, 2))[:, None] * torch.ones(4096)
+            return 0.5 * x_t + h.sin().mean(1)[:, None, None]
+
+    def peak(length) -> int:
+        composed = MarkovBlanketDenoiser(Wide(VP()), 33, 16, chunk_size=16)
+        x = torch.zeros(1, length, 3, requires_grad=gradients)
+        fold_weights(length, 33, 16, "center")
+
+        def evaluate() -> None:
+            x0 = composed(x, torch.tensor(0.5))
+            if gradients:
+                torch.autograd.grad(x0.sum(), x)
+
+        return peak_bytes(evaluate)
+
+    states = 4 * 3 * 32_000
+    assert peak(320 + 32_000) - peak(320) < 6 * states
+
+
+def test_chunks_are_made_once_where_they_are_few(monkeypatch) -> None:
+    made = []
+    make = MarkovBlanketDenoiser._make_chunk
+    monkeypatch.setattr(
+        MarkovBlanketDenoiser,
+        "_make_chunk",
+        lambda self, x_t, pairs: made.append(len(pairs)) or make(self, x_t, pairs),
+    )
+    for length, chunks in ((9, 1), (33, 4), (65, 8)):
+        composed = MarkovBlanketDenoiser(Window(5), 5, 4, chunk_size=4)
+        made.clear()
+        for _ in range(3):
+            composed(_x(2, length, 3), torch.tensor(0.5))
+        assert len(made) == (chunks if chunks <= 4 else 3 * chunks)
+        assert len(composed._kept) <= 4

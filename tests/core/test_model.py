@@ -109,3 +109,20 @@ def test_it_needs_a_standardization() -> None:
     model = TrainedModel.create(MLP(width=8, depth=1), VE(), ModelConfig(window=3), bare)
     with pytest.raises(ConfigError, match="has no mean and std"):
         _ = model.standardization
+
+
+def test_a_model_that_comes_with_a_package(tmp_path, monkeypatch) -> None:
+    package = tmp_path / "ships_a_model"
+    _model(seed=4).save(package / "models" / "small")
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    x, t = torch.randn(2, 5, 2, 3), torch.tensor(0.4)
+    loaded = TrainedModel.load("ships_a_model:models/small")
+    assert torch.equal(loaded.denoiser(x, t), _model(seed=4).denoiser(x, t))
+    assert torch.equal(
+        TrainedModel.load(str(package / "models" / "small")).denoiser(x, t), loaded.denoiser(x, t)
+    )
+    with pytest.raises(CheckpointError, match="there is no model in"):
+        TrainedModel.load("ships_a_model:models/other")
+    with pytest.raises(ConfigError, match="package 'not_installed', which cannot be imported"):
+        TrainedModel.load("not_installed:models/small")

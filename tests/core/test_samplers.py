@@ -224,8 +224,8 @@ def test_states_are_shown_and_keep_no_graph(sampler) -> None:
     times = sampler.times(VP())
     expected = [*times[1:], times[-1]] if sampler.denoise_final else times[1:]
     assert [s for _, s in states] == list(expected)
-    assert not any(state.requires_grad for state, _ in states)
-    assert states[-1][0] is x
+    assert not any(state.x.requires_grad for state, _ in states)
+    assert states[-1][0].x is x
 
 
 @pytest.mark.parametrize("cls", [DPMSolver, AdamsBashforth])

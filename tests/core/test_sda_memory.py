@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sda_core.config import component
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
 from sda_core.errors import AssimilationError
-from sda_core.guidance import GaussianLikelihood
+from sda_core.guidance import Likelihood
 from sda_core.method import (
     SDA,
     MemoryPlan,
@@ -79,9 +79,9 @@ def _problem(length: int, every: int = 3) -> Problem:
     return Problem(system=system, observation=observation, y=y.reshape(observation.shape))
 
 
-def _likelihood(problem: Problem) -> GaussianLikelihood:
+def _likelihood(problem: Problem) -> Likelihood:
     observation = problem.observation
-    return GaussianLikelihood(operator=observation.operator, y=problem.y, std=observation.std)
+    return Likelihood(operator=observation.operator, y=problem.y, noise=observation.noise)
 
 
 def _step(sampler, guidance, problem):

@@ -10,7 +10,7 @@ import torch
 
 from sda_core.denoiser import Denoiser
 from sda_core.errors import AssimilationError
-from sda_core.guidance import GaussianLikelihood
+from sda_core.guidance import Likelihood
 from sda_core.random import MemberNoise
 from sda_core.sampler import DDPM
 from sda_core.schedule import VE, VP
@@ -51,7 +51,7 @@ class LogConcave(Denoiser):
 
 
 STD = torch.tensor([[0.1], [0.2], [0.5]], dtype=torch.float64)
-LIKELIHOOD = GaussianLikelihood(
+LIKELIHOOD = Likelihood.gaussian(
     operator=lambda x: x[..., :1].sin() + x[..., 1:], y=_randn(3, 1, seed=2), std=STD
 )
 SCHEDULES = [VP(), VE()]
@@ -272,8 +272,8 @@ SAFE = [MMPS(), MMPS(solver="cg"), MMPS(solver="cg", iterations=1), MMPS(solver=
 @pytest.mark.parametrize("size", [0.1, 1.0, 100.0])
 def test_steps_are_bounded_whatever_the_jacobian(guidance, size) -> None:
     r"""|d| <= (sigma / alpha) |z| / 2 and |z - B d| <= |z| with z = (y - A(x0)) / std."""
-    accurate = attrs.evolve(
-        LIKELIHOOD, operator=lambda x: x[..., :1] + x[..., 1:] / 2, std=STD / 100
+    accurate = Likelihood.gaussian(
+        operator=lambda x: x[..., :1] + x[..., 1:] / 2, y=LIKELIHOOD.y, std=STD / 100
     )
     for seed in range(20):
         prior = Adversary(seed, size)
@@ -281,7 +281,7 @@ def test_steps_are_bounded_whatever_the_jacobian(guidance, size) -> None:
             time = torch.tensor(t, dtype=torch.float64)
             x0 = prior(X, time)
             guided = guidance(prior, accurate)(X, time)
-            std = accurate.std.flatten()
+            std = accurate.noise.std
             z, rest = ((accurate.residual(x) / std).norm(dim=1) for x in (x0, guided))
             ratio = float(VP().sigma(time) / VP().alpha(time))
             step = (guided - x0).flatten(1).norm(dim=1)
@@ -353,7 +353,7 @@ def test_no_member_runs_away_under_an_imperfect_denoiser(guidance, monkeypatch) 
 
 
 def test_mmps_refuses_many_observations() -> None:
-    many = attrs.evolve(LIKELIHOOD, y=torch.zeros(600), std=torch.ones(600))
+    many = Likelihood.gaussian(LIKELIHOOD.operator, y=torch.zeros(600), std=torch.ones(600))
     with pytest.raises(AssimilationError, match=r"there are 600 \(max_observations = 512\)"):
         MMPS()(Nonlinear(VP()), many)
     MMPS(max_observations=600)(Nonlinear(VP()), many)

@@ -18,7 +18,7 @@ import torch
 from sda_core import init, load_experiment
 from sda_core.denoiser import Denoiser
 from sda_core.errors import ConfigError
-from sda_core.guidance import GaussianLikelihood
+from sda_core.guidance import Likelihood
 from sda_core.kernel import WindowShape
 from sda_core.plugins import PluginManager
 from sda_core.random import MemberNoise
@@ -231,7 +231,7 @@ def test_sampler_has_its_order(examples: Any) -> None:
 
 def test_guidance_is_exact_for_a_standard_normal_prior(examples: Any) -> None:
     prior = StandardNormal(VE())
-    likelihood = GaussianLikelihood(
+    likelihood = Likelihood.gaussian(
         operator=lambda x: x[..., :1], y=torch.ones(3, 1), std=torch.full((3, 1), 0.5)
     )
     posterior = examples.manager().get("guidance", "bounded")()(prior, likelihood)

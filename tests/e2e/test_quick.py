@@ -164,7 +164,13 @@ def test_the_command(command: str, tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "preset",
-    ["lorenz63-quick", "lorenz63-rozet2023", "kolmogorov-small", "kolmogorov-rozet2023"],
+    [
+        "lorenz63-quick",
+        "lorenz63-rozet2023",
+        "lorenz96-sakov2008",
+        "kolmogorov-small",
+        "kolmogorov-rozet2023",
+    ],
 )
 def test_presets(preset: str, tmp_path: Path):
     assert words(sda.load_experiment(preset), tmp_path)[-1] == "evaluated them, wrote the report"

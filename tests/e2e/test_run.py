@@ -205,3 +205,22 @@ def test_impossible_problems(finished: Path, change: str, message: str):
 def test_unknown_experiment_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'lorenz63-quick'"):
         sda.load_experiment("lorenz63-quik")
+
+
+def test_a_pretrained_model(finished, tmp_path) -> None:
+    pretrained = small(f"model.pretrained='{finished / 'model'}'")
+    scores = sda.run(pretrained, tmp_path, progress=False)
+    assert scores == json.loads((finished / "metrics.json").read_text())
+    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "checkpoints").exists()
+    with pytest.raises(ConfigError, match="uses a trained model, and there is nothing to train"):
+        sda.train(pretrained, tmp_path, progress=False)
+    other = small(f"model.pretrained='{finished / 'model'}'", "system.dt=0.05")
+    with pytest.raises(ConfigError, match=r"with time_step = 0.025, and this one has 0.05"):
+        sda.assimilate(other, tmp_path / "other", progress=False)
+
+
+def test_a_pretrained_model_needs_no_data(finished, tmp_path) -> None:
+    x = sda.assimilate(small(f"model.pretrained='{finished / 'model'}'"), tmp_path, progress=False)
+    with xr.open_dataarray(finished / "posterior.nc", engine="h5netcdf") as posterior:
+        assert np.array_equal(x.numpy(), posterior.to_numpy())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sda_core.denoiser import Denoiser
-from sda_core.guidance import GaussianLikelihood
+from sda_core.guidance import Likelihood
 from sda_core.observation import Select
 from sda_core.schedule import VE, VP
 from sda_core.system import simulate_block
@@ -99,7 +99,7 @@ def test_exact_guidance_refuses_other_priors() -> None:
             return 0 * x_t
 
     one = torch.ones(1)
-    likelihood = GaussianLikelihood(operator=lambda x: x, y=one, std=one)
+    likelihood = Likelihood.gaussian(operator=lambda x: x, y=one, std=one)
     with pytest.raises(TypeError, match="takes a GaussianDenoiser, got Zero"):
         ExactGuidance()(Zero(VP()), likelihood)
 

@@ -112,7 +112,7 @@ def test_the_tables_of_the_documentation() -> None:
     for table in re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         observation = structure(Observation, tomllib.loads(table)["observation"])
         shapes.append(observation.bind(KolmogorovFlow(size=64).spec, 9).shape)
-    assert shapes == [(3, 2, 8, 8), (9, 2, 82), (3, 1, 64 * 32)]
+    assert shapes == [(3, 2, 8, 8), (9, 2, 82), (39,), (3, 1, 64 * 32)]
 
 
 @pytest.mark.parametrize("cls", OPERATORS)

@@ -73,13 +73,16 @@ def test_layer_norm_keeps_bfloat16_and_has_statistics_in_float32() -> None:
     torch.testing.assert_close(h, layer_norm(x.double()).bfloat16(), rtol=2**-7, atol=1e-3)
 
 
-def test_residual_block() -> None:
+@pytest.mark.parametrize("bilinear", [False, True])
+def test_residual_block(bilinear) -> None:
     torch.manual_seed(0)
-    block = ResidualBlock(4, 6, 3, (True,), heads=0, dropout=0, checkpointing=False).double()
+    block = ResidualBlock(
+        4, 6, 3, (True,), heads=0, bilinear=bilinear, dropout=0, checkpointing=False
+    ).double()
     x, c = normal(2, 4, 8), normal(2, 6, seed=2)
-    h = layer_norm(x + block.project(c)[:, :, None])
-    expected = x + block.second(torch.nn.functional.silu(block.first(h)))
-    torch.testing.assert_close(block(x, c), expected)
+    h = block.first(layer_norm(x + block.project(c)[:, :, None]))
+    h = h[:, :2] * h[:, 2:] if bilinear else torch.nn.functional.silu(h)
+    torch.testing.assert_close(block(x, c), x + block.second(h))
 
 
 def test_attention() -> None:

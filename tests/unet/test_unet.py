@@ -95,7 +95,10 @@ def test_promises_over_time(grid) -> None:
     check_kernel(unet(time="axis"), WindowShape(window=3, variables=2, grid=grid, context=2))
 
 
-@pytest.mark.parametrize("options", [{"attention": 2}, {"dropout": 0.3}, {"checkpointing": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"attention": 2}, {"activation": "bilinear"}, {"dropout": 0.3}, {"checkpointing": True}],
+)
 def test_promises_with_options(options) -> None:
     check_kernel(unet(**options), FLOW)
 
@@ -216,6 +219,10 @@ def test_checkpointing() -> None:
         ({"channels": (), "blocks": ()}, "for one level or more"),
         ({"channels": (4, 8, 1)}, "channels: got .* allowed: 2 or greater"),
         ({"kernel_size": 4}, "kernel_size: got 4, allowed: an odd number, 1 or greater"),
+        (
+            {"activation": "bilinear", "channels": (4, 7, 8)},
+            r"one half of the channels .* channels = \[4, 7, 8\] are not all even",
+        ),
         ({"attention": 4}, "attention = 4, but there are 3 levels .*: give 0 to 3"),
         (
             {"attention": 1, "heads": 3},

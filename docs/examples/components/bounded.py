@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sda_core import component, option
 from sda_core.config import positive
-from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
+from sda_core.guidance import Likelihood, LikelihoodGuidance
 
 
 @component
@@ -28,7 +28,7 @@ class Bounded(LikelihoodGuidance):
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
-        likelihood: GaussianLikelihood,
+        likelihood: Likelihood,
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:

@@ -63,5 +63,9 @@ class AssimilationError(SDAError):
     """An assimilation cannot be done as asked, or produced values that are not finite."""
 
 
+class LostMembersError(AssimilationError):
+    """Members of an ensemble are lost, and drawing them again does not help."""
+
+
 class StoppedError(SDAError):
     """The user stopped long work; what was done is kept, and the same call goes on from there."""

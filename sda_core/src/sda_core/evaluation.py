@@ -45,13 +45,14 @@ def evaluate_ensemble(
     """
     scores: dict[str, float] = {}
     if isinstance(problem.system, HasLogProb):
-        log_p = log_prior(problem.system, ensemble)
+        # In parts: the ensemble may lie on the disk, and be more than the memory holds.
+        log_p = torch.cat([log_prior(problem.system, part) for part in ensemble.split(64)])
         scores["log_prior"] = float(log_p.mean())
         scores["log_prior_median"] = float(log_p.median())
-    A, y, std = problem.observation.operator, problem.y, problem.observation.std
+    observation, y = problem.observation, problem.y
     # Member by member: operators may need much more memory than what they give.
-    residual = [((A(x.double()) - y) / std).square().mean() for x in ensemble]
-    log_likelihood = [problem.observation.log_prob(y, x.double()) for x in ensemble]
+    residual = [observation.misfit(y, x.double()).mean() for x in ensemble]
+    log_likelihood = [observation.log_prob(y, x.double()) for x in ensemble]
     scores["log_likelihood"] = float(torch.stack(log_likelihood).mean())
     scores["residual_std"] = float(torch.stack(residual).mean().sqrt())
     if reference is not None:
@@ -59,7 +60,7 @@ def evaluate_ensemble(
     if problem.truth is not None:
         scores["rmse"] = error = rmse(ensemble, problem.truth)
         scores["crps"] = crps(ensemble, problem.truth)
-        if bool((ensemble != ensemble[0]).any()):
+        if any(bool((member != ensemble[0]).any()) for member in ensemble):
             scores["spread"] = width = spread(ensemble)
             if error > 0:
                 scores["spread_skill"] = width / error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sda_core.config import (
     apply_overrides,
@@ -13,6 +13,7 @@ from sda_core.config import (
     load_toml,
     non_negative,
     option,
+    positive,
     structure,
 )
 from sda_core.data import DataConfig
@@ -21,7 +22,7 @@ from sda_core.guidance import Guidance
 from sda_core.kernel import Kernel
 from sda_core.method import Method
 from sda_core.model import ModelConfig
-from sda_core.observation import Observation
+from sda_core.observation import Observation, ObservationTable
 from sda_core.plugins import PluginManager, default_manager, nearest
 from sda_core.sampler import Sampler
 from sda_core.schedule import Schedule
@@ -40,7 +41,12 @@ class SampleConfig:
 
 @component
 class AssimilateConfig:
-    """Which trajectory is observed and inferred."""
+    """What is inferred, from which observations.
+
+    Without ``observations``, a trajectory of the test split is observed as the table
+    ``[observation]`` says. With them, none is, no data are needed, and ``trajectory`` and ``start``
+    mean nothing.
+    """
 
     members: int = option(default=128, check=at_least(2), help="members of the posterior ensemble")
     length: int = option(default=65, check=at_least(1), help="number L of states inferred")
@@ -48,6 +54,20 @@ class AssimilateConfig:
         default=0, check=non_negative, help="number of the trajectory in the test split"
     )
     start: int = option(default=0, check=non_negative, help="index of its first state used")
+    format: Literal["netcdf", "zarr"] = option(
+        default="netcdf",
+        help="what the posterior is written as: posterior.nc, or posterior.zarr (needs zarr)",
+    )
+    checkpoint_minutes: float = option(
+        default=5.0,
+        check=positive,
+        units="min",
+        help="how often a batch of members on its way is kept, to be gone on with after a kill; "
+        "for [sample], too",
+    )
+    observations: ObservationTable | None = option(
+        default=None, help='a table of observations, such as { file = "obs.csv" }'
+    )
 
 
 @component

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sda_core.errors import TrainingError
+from sda_core.errors import SDAError, TrainingError
 
 _TEMPORARY = re.compile(r"\..+\.([^.]+)\.(\d{1,9})\.tmp")
 #: Seconds after which a process of another host is taken to have died while it wrote.
@@ -54,7 +54,7 @@ def remove_leftovers(directory: Path) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, what: str) -> Iterator[None]:
+def exclusive(path: Path, what: str, error_class: type[SDAError] = TrainingError) -> Iterator[None]:
     """Be the only process that does something in the directory of a lock file.
 
     The kernel releases the lock when the process ends, however it does; the file stays. Where the
@@ -63,9 +63,10 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     Args:
         path: The lock file; it says who has the lock.
         what: What is done, such as ``"training"``.
+        error_class: What is raised.
 
     Raises:
-        TrainingError: Another process does it.
+        SDAError: Another process does it.
     """
     if sys.platform == "win32":
         yield
@@ -77,7 +78,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise TrainingError(
+            raise error_class(
                 f"another {what} ({file.read().strip()}) is running in {path.parent}: wait for it, "
                 "stop it, or use another directory"
             ) from error

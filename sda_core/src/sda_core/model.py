@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ class ModelConfig:
         default=None,
         check=at_least(1),
         help="windows evaluated at once; as many as the memory holds if not set",
+    )
+    pretrained: str | None = option(
+        default=None,
+        help='a trained model that is used instead of training one: a folder, or "package:folder" '
+        "for one that comes with a package",
     )
 
     def __attrs_post_init__(self) -> None:
@@ -159,18 +165,21 @@ class TrainedModel:
         write_text(directory / "model.json", json.dumps(description, indent=2) + "\n")
 
     @classmethod
-    def load(cls, directory: Path, *, config: ModelConfig | None = None) -> TrainedModel:
+    def load(cls, directory: str | Path, *, config: ModelConfig | None = None) -> TrainedModel:
         """Read a model.
 
         Args:
-            directory: Where it was saved.
+            directory: Where it was saved, or ``"package:folder"`` for a model that comes with an
+                installed package.
             config: Composition to use instead of the saved one; window, parameterization and
                 context must be the same.
 
         Raises:
             CheckpointError: There is no model, it is damaged, or it was trained with another
                 window, parameterization, context or schema.
+            ConfigError: The package is not installed.
         """
+        directory = model_folder(directory)
         path = directory / "model.json"
         if not path.is_file():
             raise CheckpointError(f"there is no model in {directory} (no {path.name}): train first")
@@ -204,6 +213,24 @@ class TrainedModel:
         )
         load_weights(model.denoiser, directory / "model.safetensors")
         return attrs.evolve(model, provenance=description["provenance"])
+
+
+def model_folder(source: str | Path) -> Path:
+    """The folder of a model, given as such or as ``"package:folder"``.
+
+    Raises:
+        ConfigError: The package is not installed.
+    """
+    package, colon, folder = str(source).partition(":")
+    if isinstance(source, Path) or not colon or Path(source).exists():
+        return Path(source)
+    try:
+        return Path(str(files(package))) / folder
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"the model {source!r} is in the package {package!r}, which cannot be imported "
+            f"({error}): install it, or give the folder of a model"
+        ) from error
 
 
 def _context(kernel: Kernel, names: tuple[str, ...], fields: Mapping[str, Tensor]) -> Tensor | None:
@@ -245,7 +272,8 @@ def spec_to_json(spec: SystemSpec) -> dict[str, Any]:
     return {
         "variables": [attrs.asdict(v) for v in spec.variables],
         "axes": [
-            {"name": a.name, "values": a.values.tolist(), "units": a.units} for a in spec.axes
+            {"name": a.name, "values": a.values.tolist(), "units": a.units, "period": a.period}
+            for a in spec.axes
         ],
         "time_step": spec.time_step,
         "time_units": spec.time_units,

@@ -19,6 +19,7 @@ _COMPONENTS = {
         "sub-vp": ("vp:SubVP", "Variance below that of VP"),
         "sub-sub-vp": ("vp:SubSubVP", "Variance below that of sub-VP"),
         "ve": ("ve:VE", "Variance exploding: noise is added, nothing shrinks"),
+        "log-normal": ("log_normal:LogNormal", "As ve, with most training around one noise level"),
         "rectified-flow": ("rectified_flow:RectifiedFlow", "Straight line from data to noise"),
     },
     "sampler": {
@@ -40,6 +41,8 @@ _COMPONENTS = {
         "select": ("select:Select", "Some variables at every n-th step and grid point"),
         "coarsen": ("coarsen:Coarsen", "Means over blocks of the grid"),
         "sensors": ("sensors:Sensors", "A fixed network of random grid points"),
+        "stations": ("stations:Stations", "A fixed network of points between those of the grid"),
+        "points": ("points:Points", "Interpolation to points in time and space, one by one"),
         "region": ("region:Region", "The grid points in a box, or outside of it"),
         "mask": ("mask:Mask", "The entries that a mask marks"),
         "index": ("index:Index", "An arbitrary set of entries"),
@@ -47,6 +50,16 @@ _COMPONENTS = {
         "function": ("function:Function", "A function of the user's own"),
         "compose": ("compose:Compose", "One operator after another"),
         "concatenate": ("concatenate:Concatenate", "Several observations side by side"),
+    },
+    "noise": {
+        "gaussian": ("gaussian:Gaussian", "Independent Gaussian errors"),
+        "correlated": (
+            "correlated:Correlated",
+            "Gaussian errors correlated in space, between times or by a matrix",
+        ),
+        "student-t": ("student_t:StudentT", "Independent errors with outliers"),
+        "laplace": ("laplace:Laplace", "Independent errors with heavier tails than Gaussian ones"),
+        "poisson": ("poisson:Poisson", "Counts, or multiples of them"),
     },
     "method": {
         "sda": ("sda:SDA", "Score-based data assimilation (Rozet & Louppe 2023)"),

@@ -54,3 +54,13 @@ class MemberNoise:
         for row, generator in zip(z, self._generators, strict=True):
             row.normal_(generator=generator)
         return z.to(self._device)
+
+    @property
+    def state(self) -> Tensor:
+        """How far the members' numbers have come, uint8, (M, ...)."""
+        return torch.stack([generator.get_state() for generator in self._generators])
+
+    @state.setter
+    def state(self, state: Tensor) -> None:
+        for row, generator in zip(state, self._generators, strict=True):
+            generator.set_state(row.clone())  # a row may be unaligned, which crashes torch

@@ -16,8 +16,11 @@ from sda_core.files import write_text
 from sda_core.method import Problem
 from sda_core.metrics import rank_histogram, spread_skill_curve
 from sda_core.rundir import Run
+from sda_core.verification import OBSERVATION_SCORES
 
 Scores = Mapping[str, Mapping[str, float]]
+
+_LABELS = SCORES | OBSERVATION_SCORES
 
 #: Smaller ensembles have too few ranks to tell whether they are calibrated.
 _CALIBRATION_MEMBERS = 8
@@ -48,6 +51,8 @@ def write_report(
         title=run.experiment.title or str(run.directory),
         columns=[names.get(column, column) for column in scores],
         rows=score_rows(scores),
+        statuses=_status_rows(problem),
+        variables=problem.system.spec.variable_names,
         pictures=[(picture.save(folder).name, picture) for picture in pictures],
         config=dump_toml(unstructure(run.experiment, manager=run.manager)),
         provenance=json.dumps(run.provenance(), indent=2),
@@ -110,14 +115,30 @@ def score_rows(scores: Scores) -> list[tuple[str, list[str]]]:
     rows = []
     for key in sorted(given, key=_position):
         values = [s.get(key) for s in scores.values()]
-        label = SCORES.get(key, key.replace("_", " "))
-        rows.append((label, ["" if v is None else f"{v:.3g}" for v in values]))
+        label = _LABELS.get(key, key.replace("_", " "))
+        rows.append((label, ["" if v is None else _number(v) for v in values]))
     return rows
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
 
 
 def _position(key: str) -> int:
     """The core's scores in their order, then those of plugins."""
-    return list(SCORES).index(key) if key in SCORES else len(SCORES)
+    return list(_LABELS).index(key) if key in _LABELS else len(_LABELS)
+
+
+def _status_rows(problem: Problem) -> list[tuple[str, list[int]]]:
+    """Numbers of the observations of a table by status: of each variable, and of all."""
+    if problem.matched is None:
+        return []
+    frame, names = problem.matched.frame, problem.system.spec.variable_names
+    rows = []
+    for status, count in problem.matched.counts.items():
+        of = frame["variable"][frame["status"] == status]
+        rows.append((status, [*(int((of == name).sum()) for name in names), count]))
+    return rows
 
 
 _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""\
@@ -150,6 +171,16 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string("""\
 {% if reference %}<p>W1 is the distance to one run of the reference method; the column "reference"
 is a second, independent run of it, so its W1 is what a perfect posterior of this size would
 have.</p>{% endif %}
+{% if statuses %}<h2>Observations</h2>
+<table>
+<tr><th></th>{% for v in variables %}<th>{{ v }}</th>{% endfor %}<th>all</th></tr>
+{% for status, counts in statuses %}
+<tr><td>{{ status }}</td>{% for n in counts %}<td>{{ n }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+<p>Each one with its status, and what the posterior says of it, stands in
+<code>observations.csv</code>. Withheld observations were not used, so that they can tell how good
+the posterior is: their chi-square should be near 1, and of those used it is less.</p>{% endif %}
 <h2>Figures</h2>
 {% for file, picture in pictures %}
 <figure><img src="figures/{{ file }}" alt="{{ picture.name }}">

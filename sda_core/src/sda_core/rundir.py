@@ -37,13 +37,13 @@ DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "evaluate": (("evaluate",), ("sample", "assimilate")),
 }
-#: What a stage leaves behind; without it, it is not done.
+#: What a stage leaves behind; without one of these, it is not done.
 RESULTS = {
-    "simulate": "data",
-    "train": "model/model.json",
-    "sample": "samples.nc",
-    "assimilate": "posterior.nc",
-    "evaluate": "report.html",
+    "simulate": ("data",),
+    "train": ("model/model.json",),
+    "sample": ("samples.nc",),
+    "assimilate": ("posterior.nc", "posterior.zarr"),
+    "evaluate": ("report.html",),
 }
 #: Keys that do not change a result: how fast it is made, or how the model is composed afterwards.
 IGNORES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -60,7 +60,11 @@ IGNORES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "sample": {"model": ("chunk_size",)},
-    "assimilate": {"model": ("chunk_size",), "method": ("batch_size", "memory")},
+    "assimilate": {
+        "model": ("chunk_size",),
+        "method": ("batch_size", "memory"),
+        "assimilate": ("checkpoint_minutes",),
+    },
 }
 
 
@@ -106,6 +110,9 @@ class Run:
         """Hash of everything in the configuration that a stage's result depends on."""
         relevant = self.settings(stage)
         relevant["earlier"] = [self.fingerprint(s) for s in DEPENDS[stage][1]]
+        observations = self.experiment.assimilate.observations
+        if stage == "assimilate" and observations is not None:
+            relevant["observed"] = observations.digest()
         text = json.dumps(relevant, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -124,7 +131,7 @@ class Run:
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage has been done with the present configuration, and its result is there."""
-        if not (self.directory / RESULTS[stage]).exists():
+        if not any((self.directory / name).exists() for name in RESULTS[stage]):
             return False
         done = self.provenance()["stages"].get(stage, {})
         return bool(done.get("fingerprint") == self.fingerprint(stage))

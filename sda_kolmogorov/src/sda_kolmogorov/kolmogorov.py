@@ -97,7 +97,7 @@ class KolmogorovFlow(System):
                 Variable("u", long_name="x-velocity"),
                 Variable("v", long_name="y-velocity"),
             ),
-            axes=(Axis("grid_x", centres), Axis("grid_y", centres)),
+            axes=[Axis(name, centres, period=2 * math.pi) for name in ("grid_x", "grid_y")],
             time_step=self.time_step,
         )
 

@@ -36,9 +36,8 @@ class Lorenz96(ODESystem):
     @property
     def spec(self) -> SystemSpec:
         """One variable on n places; standardized by the data."""
-        return SystemSpec(
-            variables=("x",), axes=(Axis("place", np.arange(self.n)),), time_step=self.dt
-        )
+        circle = Axis("place", np.arange(self.n), period=self.n)
+        return SystemSpec(variables=("x",), axes=(circle,), time_step=self.dt)
 
     def prior(self, shape: Sequence[int], generator: Generator) -> Tensor:
         """Standard normal, (B..., 1, n)."""

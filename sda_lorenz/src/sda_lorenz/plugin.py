@@ -55,8 +55,23 @@ def sda_register_presets() -> list[Preset]:
             summary="Noisy Lorenz-63, wide window, about 5 minutes on 2 CPU cores",
         ),
         Preset(
+            name="lorenz63-pretrained",
+            path=presets / "lorenz63-pretrained.toml",
+            summary="Noisy Lorenz-63 with the model of lorenz63-wide: nothing to train",
+        ),
+        Preset(
+            name="lorenz63-wide",
+            path=presets / "lorenz63-wide.toml",
+            summary="Noisy Lorenz-63, wide window, trained at length: 75 minutes on one CPU core",
+        ),
+        Preset(
             name="lorenz63-rozet2023",
             path=presets / "lorenz63-rozet2023.toml",
             summary="Noisy Lorenz-63 as in the SDA paper: local MLP, k = 2, 4096 epochs",
+        ),
+        Preset(
+            name="lorenz96-sakov2008",
+            path=presets / "lorenz96-sakov2008.toml",
+            summary="Lorenz-96 as in Sakov & Oke (2008), convolutions over time and space",
         ),
     ]

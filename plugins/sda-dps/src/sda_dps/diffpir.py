@@ -8,13 +8,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sda_core.config import at_least, component, option, positive
-from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
+from sda_core.guidance import Likelihood, LikelihoodGuidance, Strength, or_auto, settled
 from sda_dps.linearized import Linearized, expand, isotropic_step
 
 
@@ -32,7 +32,11 @@ class DiffPIR(LikelihoodGuidance):
 
     exact_for_gaussian: ClassVar[bool] = False
 
-    weight: float = option(default=1.0, check=positive, help="strength of the prior")
+    strength: ClassVar[Strength] = Strength(field="weight", weakest=100.0, strongest=0.1)
+
+    weight: float | Literal["auto"] = option(
+        default=1.0, check=or_auto(positive), help='strength of the prior, or "auto"'
+    )
     newton_steps: int = option(default=2, check=at_least(1), help="Gauss-Newton steps")
     iterations: int = option(
         default=32, check=at_least(1), help="conjugate-gradient iterations at most, in each"
@@ -42,25 +46,30 @@ class DiffPIR(LikelihoodGuidance):
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
-        likelihood: GaussianLikelihood,
+        likelihood: Likelihood,
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Estimate grad log p(y | x_t), here the step to the minimum times alpha / sigma^2."""
         with torch.no_grad():
             x0 = denoise(x_t)
-        variance = (sigma / alpha) ** 2 / self.weight
+        variance = (sigma / alpha) ** 2 / settled(self.weight)
+
+        A = Linearized(likelihood, x0, variance)
+        step, _, _ = A.solve(lambda z: isotropic_step(A, variance, self.iterations, z))
+        errors = A.std**2
 
         def objective(x: Tensor) -> Tensor:
-            misfit = likelihood.residual(x) ** 2 / likelihood.variance(x)
+            misfit = likelihood.residual(x) ** 2 / errors
             return misfit.sum(1) + ((x - x0) ** 2 / variance).flatten(1).sum(1)
 
         x = x0
-        for _ in range(self.newton_steps):
-            A = Linearized(likelihood, x)
-            # The minimum for A linearized at x, while the prior stays centred on x0.
-            z = A.residual + A.push(x - x0)
-            x_new = x0 + isotropic_step(A, variance, self.iterations, z)
-            better = (objective(x_new) < objective(x)).detach()
-            x = torch.where(expand(better, x), x_new, x)
+        for i in range(self.newton_steps):
+            if i:
+                # The minimum for A linearized at x, while the prior stays centred on x0.
+                at_x = Linearized(likelihood, x, variance, errors)
+                z = at_x.residual + at_x.push(x - x0)
+                step, _, _ = isotropic_step(at_x, variance, self.iterations, z)
+            better = (objective(x0 + step) < objective(x)).detach()
+            x = torch.where(expand(better, x), x0 + step, x)
         return x0, alpha / sigma**2 * (x - x0)

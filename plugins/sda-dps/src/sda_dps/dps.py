@@ -8,13 +8,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sda_core.config import component, option, positive
-from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
+from sda_core.guidance import Likelihood, LikelihoodGuidance, Strength, or_auto, settled
 
 
 @component
@@ -27,14 +27,17 @@ class DPS(LikelihoodGuidance):
 
     exact_for_gaussian: ClassVar[bool] = False
     uses_std: ClassVar[bool] = False
+    strength: ClassVar[Strength] = Strength(field="zeta", weakest=0.1, strongest=100.0, power=-1)
 
-    zeta: float = option(default=1.0, check=positive, help="strength of the guidance")
+    zeta: float | Literal["auto"] = option(
+        default=1.0, check=or_auto(positive), help='strength of the guidance, or "auto"'
+    )
 
     def likelihood_score(
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
-        likelihood: GaussianLikelihood,
+        likelihood: Likelihood,
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -46,4 +49,4 @@ class DPS(LikelihoodGuidance):
         # An observation that is met exactly has no gradient, and needs no step.
         norm = square.detach().sqrt().clamp_min(torch.finfo(square.dtype).tiny)
         norm = norm.reshape(-1, *(1,) * (x_t.ndim - 1))
-        return x0, -self.zeta * gradient / norm
+        return x0, -settled(self.zeta) * gradient / norm

@@ -8,13 +8,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sda_core.config import component, non_negative, one_of, option
-from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
+from sda_core.guidance import Likelihood, LikelihoodGuidance, Strength, or_auto, settled
 
 
 @component
@@ -28,12 +28,18 @@ class GaussianGuidance(LikelihoodGuidance):
 
     Good values: gamma = 0.03 for Lorenz-63 and 0.01 for Kolmogorov flow (the paper's). These are
     for observations in standardized units: the term is in the squared units of A(x), so for a
-    variable observed in physical units multiply gamma by its squared standardization.
+    variable observed in physical units multiply gamma by its squared standardization. With "auto"
+    it is found from the observations (:mod:`sda_core.method.tuning`).
     """
 
     exact_for_gaussian: ClassVar[bool] = False
+    strength: ClassVar[Strength] = Strength(field="gamma", weakest=1.0, strongest=1e-4, power=2)
 
-    gamma: float = option(default=0.03, check=non_negative, help="Var x0 / (sigma / alpha)^2")
+    gamma: float | Literal["auto"] = option(
+        default=0.03,
+        check=or_auto(non_negative),
+        help='Var x0 / (sigma / alpha)^2, or "auto"',
+    )
     detach: bool = option(default=False, help="take no gradient through the network")
     slope: str = option(
         default="noise", check=one_of("noise", "prior"), help="dx0/dx_t where detach is set"
@@ -43,7 +49,7 @@ class GaussianGuidance(LikelihoodGuidance):
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
-        likelihood: GaussianLikelihood,
+        likelihood: Likelihood,
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -57,8 +63,10 @@ class GaussianGuidance(LikelihoodGuidance):
             wrt = x_t.requires_grad_()
             x0 = denoise(x_t)
             scale = torch.ones_like(alpha)
-        ratio = (sigma / alpha).reshape(-1, 1)
-        variance = likelihood.variance(x0) + self.gamma * ratio**2
-        log_p = -0.5 * (likelihood.residual(x0) ** 2 / variance).sum()
+        residual = likelihood.residual(x0)
+        spread = settled(self.gamma) * (sigma / alpha) ** 2
+        spread = spread.reshape(-1, 1).expand_as(residual)
+        variance = likelihood.variance(x0, spread) + spread
+        log_p = -0.5 * (residual**2 / variance).sum()
         (gradient,) = torch.autograd.grad(log_p, wrt)
         return x0, scale * gradient

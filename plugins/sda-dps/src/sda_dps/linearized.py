@@ -7,15 +7,25 @@ observation has the mean x0 + d with
 
 A step is d together with a = B d, what it does to the observed values. A' is never formed: B^T is
 a backward pass through A, and B a backward pass through that (no network takes part in either).
+
+Where errors are not Gaussian, Sigma depends on how uncertain A(x0) is before y is known (see
+:mod:`sda_core.noise.base`). It starts from the entry's own variance with V = v I, and is adapted
+once to the step that follows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from sda_core.guidance import GaussianLikelihood
-from sda_dps.solvers import conjugate_gradients
+from sda_core.guidance import Likelihood
+from sda_core.random import seeded_generator
+from sda_dps.solvers import Solution, conjugate_gradients
+
+#: Products with A' and A'^T that estimate how uncertain its values are.
+PROBES = 4
 
 
 class Linearized:
@@ -24,32 +34,74 @@ class Linearized:
     Args:
         likelihood: p(y | x_0).
         x0: Where, (B, L, C, \*S).
+        variance: v, how uncertain x0 is, broadcastable against it.
+        errors: Variance of the errors, (B, n), where it is known.
 
     Attributes:
         residual: z, (B, n).
-        std: Standard deviation of the errors, (n,).
+        std: Standard deviation of the errors, (B, n).
     """
 
-    def __init__(self, likelihood: GaussianLikelihood, x0: Tensor) -> None:
+    def __init__(
+        self,
+        likelihood: Likelihood,
+        x0: Tensor,
+        variance: Tensor,
+        errors: Tensor | None = None,
+    ) -> None:
+        self._noise = likelihood.noise
         with torch.enable_grad():
             self._x0 = x0.detach().requires_grad_()
-            self.std = likelihood.variance(x0).sqrt()
-            self._negative = -likelihood.residual(self._x0) / self.std
-            self.residual = -self._negative.detach()
-            self._weights = torch.zeros_like(self.residual, requires_grad=True)
+            self._negative = -likelihood.residual(self._x0)
+            self._weights = torch.zeros_like(self._negative, requires_grad=True)
             (self._pulled,) = torch.autograd.grad(
                 self._negative, self._x0, self._weights, create_graph=True
             )
+        self.std = torch.ones_like(self._weights).detach()
+        known = errors is not None or self._noise.gaussian
+        self._spread = None if known else self._diagonal(variance)
+        self._set(likelihood.variance(x0, self._spread) if errors is None else errors)
+
+    def _set(self, errors: Tensor) -> None:
+        self.std = errors.sqrt()
+        self.residual = -self._negative.detach() / self.std
+
+    def _diagonal(self, variance: Tensor) -> Tensor:
+        """The diagonal of v A' A'^T, by random signs: exact where it is a diagonal matrix."""
+        signs = torch.randint(0, 2, (PROBES, self.std.shape[1]), generator=seeded_generator(0))
+        total = torch.zeros_like(self.std)
+        for sign in 2 * signs.to(self.std) - 1:
+            total += sign * self.push(variance * self.pull(sign.expand_as(total)))
+        return total.clamp_min(0) / PROBES
 
     def pull(self, w: Tensor) -> Tensor:
         r"""B^T w: (B, n) -> (B, L, C, \*S)."""
-        (u,) = torch.autograd.grad(self._negative, self._x0, w, retain_graph=True)
+        (u,) = torch.autograd.grad(self._negative, self._x0, w / self.std, retain_graph=True)
         return u
 
     def push(self, u: Tensor) -> Tensor:
         r"""B u: (B, L, C, \*S) -> (B, n). B^T w is linear in w; its derivative is B."""
         (w,) = torch.autograd.grad(self._pulled, self._weights, u, retain_graph=True)
-        return w
+        return w / self.std
+
+    def solve(self, solver: Callable[[Tensor], Solution]) -> Solution:
+        """The step z -> (d, a, sound) by a solver; taken twice where errors are heavy-tailed.
+
+        The second has their variance from the squared residual that the first expects.
+        """
+        solution = solver(self.residual)
+        if self._spread is None:
+            return solution
+        errors = self.std**2
+        _, moved, sound = solution
+        rest = (self.residual - moved) ** 2 * errors
+        square = rest + errors / (errors + self._spread) * self._spread
+        # A step that will not be taken says nothing of the errors.
+        adapted = torch.where(sound[:, None], self._noise.adapt(errors, square), errors)
+        if torch.equal(adapted, errors):
+            return solution
+        self._set(adapted)
+        return solver(self.residual)
 
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
@@ -57,9 +109,7 @@ def expand(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def isotropic_step(
-    A: Linearized, variance: Tensor, iterations: int, z: Tensor | None = None
-) -> Tensor:
+def isotropic_step(A: Linearized, variance: Tensor, iterations: int, z: Tensor) -> Solution:
     r"""The step for V = v I. No network takes part.
 
     Args:
@@ -67,17 +117,13 @@ def isotropic_step(
         variance: v, broadcastable against x0.
         iterations: Conjugate-gradient iterations at most.
         z: The residual, (B, n), where it is not that of ``A``.
-
-    Returns:
-        d, (B, L, C, \*S).
     """
 
     def product(w: Tensor) -> tuple[Tensor, Tensor]:
         u = variance * A.pull(w)
         return A.push(u), u
 
-    step, _, _ = conjugate_gradients(product, A.residual if z is None else z, iterations)
-    return step
+    return conjugate_gradients(product, z, iterations)
 
 
 def safe_step(
@@ -117,5 +163,5 @@ def safe_step(
     step = expand(share, step) * step
     if sound.all():
         return step
-    plain = isotropic_step(A, sigma**2 / (alpha**2 + sigma**2), iterations=16)
+    plain, _, _ = isotropic_step(A, sigma**2 / (alpha**2 + sigma**2), 16, z)
     return torch.where(expand(sound, step), step, plain)

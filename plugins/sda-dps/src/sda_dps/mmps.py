@@ -18,9 +18,9 @@ from torch import Tensor
 from sda_core.config import at_least, component, one_of, option
 from sda_core.denoiser import Denoiser
 from sda_core.errors import AssimilationError
-from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
+from sda_core.guidance import Likelihood, LikelihoodGuidance
 from sda_dps.linearized import Linearized, safe_step
-from sda_dps.solvers import conjugate_gradients, direct, gmres
+from sda_dps.solvers import Solution, conjugate_gradients, direct, gmres
 
 
 @component
@@ -34,7 +34,7 @@ class MMPS(LikelihoodGuidance):
 
     ``direct`` takes one backward pass per observed value, which suits up to a few hundred; ``cg``
     (conjugate gradients) and ``gmres`` take one per iteration, and are exact with as many
-    iterations as there are observed values, or fewer.
+    iterations as there are observed values, or fewer. Heavy-tailed errors take twice as many.
     """
 
     exact_for_gaussian: ClassVar[bool] = True
@@ -49,14 +49,14 @@ class MMPS(LikelihoodGuidance):
         default=512, check=at_least(1), help="refuse to form a larger matrix than this, squared"
     )
 
-    def __call__(self, prior: Denoiser, likelihood: GaussianLikelihood) -> Denoiser:
+    def __call__(self, prior: Denoiser, likelihood: Likelihood) -> Denoiser:
         """Make the denoiser of the posterior.
 
         Raises:
             AssimilationError: The solver is direct, and there are more observed values than
                 ``max_observations``.
         """
-        n = likelihood.y.numel()
+        n = len(likelihood.noise.std)
         if self.solver == "direct" and n > self.max_observations:
             raise AssimilationError(
                 f"guidance 'mmps' takes one backward pass per observed value, and there are {n} "
@@ -69,24 +69,24 @@ class MMPS(LikelihoodGuidance):
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
-        likelihood: GaussianLikelihood,
+        likelihood: Likelihood,
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Estimate grad log p(y | x_t)."""
         x_t.requires_grad_()
         x0 = denoise(x_t)
-        A = Linearized(likelihood, x0)
+        A = Linearized(likelihood, x0, sigma**2 / (alpha**2 + sigma**2))
         ratio = sigma**2 / alpha
 
         def product(w: Tensor) -> tuple[Tensor, Tensor]:
             (gradient,) = torch.autograd.grad(x0, x_t, A.pull(w), retain_graph=True)
             return A.push(ratio * gradient), ratio * gradient
 
-        if self.solver == "direct":
-            solution = direct(product, A.residual)
-        elif self.solver == "cg":
-            solution = conjugate_gradients(product, A.residual, self.iterations)
-        else:
-            solution = gmres(product, A.residual, self.iterations)
-        return x0, safe_step(A, *solution, alpha, sigma) / ratio
+        def solve(z: Tensor) -> Solution:
+            if self.solver == "direct":
+                return direct(product, z)
+            krylov = conjugate_gradients if self.solver == "cg" else gmres
+            return krylov(product, z, self.iterations)
+
+        return x0, safe_step(A, *A.solve(solve), alpha, sigma) / ratio

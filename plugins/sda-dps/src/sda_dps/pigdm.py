@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sda_core.config import at_least, component, option
-from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
+from sda_core.guidance import Likelihood, LikelihoodGuidance
 from sda_dps.linearized import Linearized
 from sda_dps.solvers import conjugate_gradients
 
@@ -40,7 +40,7 @@ class PiGDM(LikelihoodGuidance):
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
-        likelihood: GaussianLikelihood,
+        likelihood: Likelihood,
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -48,15 +48,15 @@ class PiGDM(LikelihoodGuidance):
         with torch.set_grad_enabled(not self.detach):
             x_t.requires_grad_(not self.detach)
             x0 = denoise(x_t)
-        A = Linearized(likelihood, x0)
         slope = alpha / (alpha**2 + sigma**2)
         variance = sigma**2 / (alpha**2 + sigma**2)
+        A = Linearized(likelihood, x0, variance)
 
         def product(w: Tensor) -> tuple[Tensor, Tensor]:
             u = A.pull(w)
             return A.push(variance * u), u
 
-        cotangent, _, _ = conjugate_gradients(product, A.residual, self.iterations)
+        cotangent, _, _ = A.solve(lambda z: conjugate_gradients(product, z, self.iterations))
         if self.detach:
             return x0, slope * cotangent
         (score,) = torch.autograd.grad(x0, x_t, cotangent)

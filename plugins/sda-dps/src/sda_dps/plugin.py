@@ -7,7 +7,7 @@ sda_interface = 1
 
 @hookimpl
 def sda_register_components() -> list[Component]:
-    """The guidance methods."""
+    """Guidance, and the method that corrects it."""
     return [
         Component(
             kind="guidance",
@@ -44,5 +44,11 @@ def sda_register_components() -> list[Component]:
             name="diffpir",
             target="sda_dps.diffpir:DiffPIR",
             summary="A proximal step on the estimate; no backward pass through the network",
+        ),
+        Component(
+            kind="method",
+            name="twisted-smc",
+            target="sda_dps.twisted_smc:TwistedSMC",
+            summary="Particles that correct any guidance, resampled by twisted weights",
         ),
     ]

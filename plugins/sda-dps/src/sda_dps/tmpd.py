@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sda_core.config import component
-from sda_core.guidance import GaussianLikelihood, LikelihoodGuidance
+from sda_core.guidance import Likelihood, LikelihoodGuidance
 from sda_dps.linearized import Linearized, safe_step
 
 
@@ -33,14 +33,14 @@ class TMPD(LikelihoodGuidance):
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
-        likelihood: GaussianLikelihood,
+        likelihood: Likelihood,
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Estimate grad log p(y | x_t)."""
         x_t.requires_grad_()
         x0 = denoise(x_t)
-        A = Linearized(likelihood, x0)
+        A = Linearized(likelihood, x0, sigma**2 / (alpha**2 + sigma**2))
         ratio = sigma**2 / alpha
 
         def covariance(w: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class TMPD(LikelihoodGuidance):
             return ratio * gradient
 
         # B has the units of the errors taken out; B std and B / std put them back.
-        sums = A.push(covariance(A.std.expand_as(A.residual))) / A.std
+        sums = A.push(covariance(A.std)) / A.std
         step = covariance(A.residual / (1 + sums.clamp_min(0)))
         sound = torch.ones(len(x_t), dtype=torch.bool, device=x_t.device)
         return x0, safe_step(A, step, A.push(step), sound, alpha, sigma) / ratio

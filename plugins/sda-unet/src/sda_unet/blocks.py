@@ -79,7 +79,9 @@ class Attention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(SiLU(conv(norm(x + linear(embedding))))), then attention where there are heads.
+    """x + conv(f(conv(norm(x + linear(embedding))))), then attention where there are heads.
+
+    f is SiLU, or the product of the first half of the channels and the second.
 
     Args:
         channels: Number of channels.
@@ -87,6 +89,7 @@ class ResidualBlock(nn.Module):
         kernel_size: Size of the kernels.
         periodic: Which axes are periodic.
         heads: Heads of the attention; 0 for none.
+        bilinear: Whether f is the product.
         dropout: Dropout probability, before the second convolution.
         checkpointing: Whether activations are computed again in the backward pass.
     """
@@ -98,13 +101,16 @@ class ResidualBlock(nn.Module):
         kernel_size: int,
         periodic: tuple[bool, ...],
         heads: int,
+        bilinear: bool,
         dropout: float,
         checkpointing: bool,
     ) -> None:
         super().__init__()
         self.project = nn.Linear(embedding, channels)
         self.first = Convolution(channels, channels, kernel_size, periodic)
-        self.second = Convolution(channels, channels, kernel_size, periodic)
+        between = channels // 2 if bilinear else channels
+        self.second = Convolution(between, channels, kernel_size, periodic)
+        self.bilinear = bilinear
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.attention = Attention(channels, heads) if heads else nn.Identity()
         self.checkpointing = checkpointing
@@ -117,5 +123,6 @@ class ResidualBlock(nn.Module):
 
     def _forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift = self.project(c).unflatten(1, (-1, *(1,) * (x.ndim - 2)))
-        h = functional.silu(self.first(layer_norm(x + shift)))
+        h = self.first(layer_norm(x + shift))
+        h = torch.mul(*h.chunk(2, dim=1)) if self.bilinear else functional.silu(h)
         return torch.as_tensor(self.attention(x + self.second(self.dropout(h))))

@@ -8,6 +8,8 @@ input of every residual block.
 References:
     - Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015,
       https://arxiv.org/abs/1505.04597
+    - Shazeer, "GLU Variants Improve Transformer", 2020, https://arxiv.org/abs/2002.05202 (the
+      bilinear activation)
     - Rozet & Louppe, "Score-based Data Assimilation", 2023, https://arxiv.org/abs/2306.10574,
       appendix D (networks for Kolmogorov flow and, over time, for Lorenz-63)
 """
@@ -64,6 +66,11 @@ class UNet(Kernel):
         default=0, check=at_least(0), help="number of coarsest levels with self-attention"
     )
     heads: int = option(default=4, check=at_least(1), help="heads of the self-attention")
+    activation: Literal["silu", "bilinear"] = option(
+        default="silu",
+        help="in the blocks, SiLU, or the product of one half of the channels and the other, which "
+        "is the form of advection",
+    )
     dropout: float = option(default=0.0, check=between(0, 1), help="dropout probability")
     channels_last: bool = option(
         default=True, help="store channels last in memory, which is faster; not in one dimension"
@@ -92,6 +99,12 @@ class UNet(Kernel):
                 f"does not divide {odd_ones}"
             )
 
+        if self.activation == "bilinear" and any(c % 2 for c in self.channels):
+            raise ConfigError(
+                f"activation = 'bilinear' multiplies one half of the channels and the other, and "
+                f"channels = {list(self.channels)} are not all even: choose even numbers"
+            )
+
     def build(self, window: WindowShape) -> nn.Module:
         """Make the network.
 
@@ -111,6 +124,7 @@ class UNet(Kernel):
             embedding=self.embedding,
             kernel_size=self.kernel_size,
             periodic=periodic,
+            bilinear=self.activation == "bilinear",
             dropout=self.dropout,
             checkpointing=self.checkpointing,
         )

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from sda_core import __version__
-from sda_core.cli import data, doctor, info, list_, presets, stages
+from sda_core.cli import composition, data, doctor, info, list_, presets, stages
 from sda_core.errors import SDAError, StoppedError
 from sda_core.plugins import PluginManager, default_manager
 
@@ -44,7 +44,7 @@ def make_app(manager: PluginManager) -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback(invoke_without_command=True)(_options)
-    for module in (list_, info, presets, stages, data, doctor):
+    for module in (list_, info, presets, stages, composition, data, doctor):
         module.add_commands(app)
     manager.add_cli_commands(app)
     return app

@@ -37,9 +37,10 @@ def add_commands(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _prepare(
+def prepare(
     source: str, directory: Path | None, overrides: list[str] | None
 ) -> tuple[Experiment, Path]:
+    """The experiment that a command was given, and its run directory."""
     from sda_core.experiment import load_experiment
 
     experiment = load_experiment(source, overrides or ())
@@ -88,7 +89,7 @@ def run(
 ) -> None:
     """Do all stages, from simulation to report; what is done and unchanged is skipped."""
     _at_most_one(quick=quick, json=as_json)
-    loaded, folder = _prepare(experiment, directory, overrides)
+    loaded, folder = prepare(experiment, directory, overrides)
     from sda_core import stages
 
     if quick:
@@ -109,7 +110,7 @@ def simulate(
     ] = False,
 ) -> None:
     """Simulate the data set: train.h5, valid.h5 and test.h5."""
-    loaded, folder = _prepare(experiment, directory, overrides)
+    loaded, folder = prepare(experiment, directory, overrides)
     from sda_core import stages
 
     if dry_run:
@@ -161,7 +162,7 @@ def train(
     )
     if seeds is None and jobs != 1:
         raise ConfigError("--jobs is for ensembles: give their --seeds, as in 0,1,2")
-    loaded, folder = _prepare(
+    loaded, folder = prepare(
         experiment or _newest(resume and seeds is None, directory, quiet), directory, overrides
     )
     from sda_core import stages
@@ -201,7 +202,7 @@ def sample(
     quiet: Quiet = False,
 ) -> None:
     """Sample trajectories from the learned prior, without observations."""
-    loaded, folder = _prepare(experiment, directory, overrides)
+    loaded, folder = prepare(experiment, directory, overrides)
     from sda_core import stages
 
     x = stages.sample(loaded, folder, progress=not quiet)
@@ -214,12 +215,13 @@ def assimilate(
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Observe a held-out trajectory and infer it."""
-    loaded, folder = _prepare(experiment, directory, overrides)
+    """Infer a trajectory from a table of observations, or from those of a held-out one."""
+    loaded, folder = prepare(experiment, directory, overrides)
     from sda_core import stages
+    from sda_core.labelled import result
 
     x = stages.assimilate(loaded, folder, progress=not quiet)
-    typer.echo(f"posterior: {folder / 'posterior.nc'}, shape {tuple(x.shape)}")
+    typer.echo(f"posterior: {result(folder / 'posterior.nc')}, shape {tuple(x.shape)}")
 
 
 def evaluate(
@@ -230,7 +232,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score the posterior, compare it with the reference method, and write the report."""
-    loaded, folder = _prepare(experiment, directory, overrides)
+    loaded, folder = prepare(experiment, directory, overrides)
     from sda_core import stages
 
     scores = stages.evaluate(loaded, folder, progress=not quiet)
@@ -259,6 +261,7 @@ def _print_scores(scores: Mapping[str, Mapping[str, float]], folder: Path, as_js
         ("report", "report.html"),
         ("figures", "figures"),
         ("posterior", "posterior.nc"),
+        ("posterior", "posterior.zarr"),
         ("model", "model"),
         ("data", "data"),
     ):

@@ -83,6 +83,11 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def _axis_attributes(axis: Axis) -> dict[str, Any]:
+    period = {} if axis.period is None else {"period": axis.period}
+    return {"name": axis.name, "units": axis.units, **period}
+
+
 def _non_negative(_: Any, attribute: attrs.Attribute[int], value: int) -> None:
     if not 0 <= value < 2**63:
         raise ConfigError(f"{attribute.name} must be between 0 and 2**63 - 1, got {value}")
@@ -215,7 +220,7 @@ class StoreInfo:
             "time_step": spec.time_step,
             "time_units": spec.time_units,
             "variables": json.dumps([attrs.asdict(v) for v in spec.variables]),
-            "axes": json.dumps([{"name": a.name, "units": a.units} for a in spec.axes]),
+            "axes": json.dumps([_axis_attributes(a) for a in spec.axes]),
             "mean": list(spec.mean or ()),
             "std": list(spec.std or ()),
             "standardization_source": self.standardization_source,

@@ -27,6 +27,8 @@ References:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -38,6 +40,9 @@ from sda_core.denoiser.base import Denoiser
 from sda_core.errors import ConfigError, ShapeError
 
 FoldName = Literal["center", "average"]
+
+#: Of how many chunks it is remembered which states they hold.
+_KEPT = 4
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -68,33 +73,41 @@ def fold_weights(length: int, window: int, stride: int, fold: FoldName) -> Tenso
     With ``center`` exactly one window has weight 1 at each time, the earlier of two equally
     central ones.
     """
-    starts = window_starts(length, window, stride)
+    times = torch.tensor(window_starts(length, window, stride))[:, None] + torch.arange(window)
     j = torch.arange(window)
-    centrality = torch.minimum(j, window - 1 - j) + 1
-    weights = torch.zeros(len(starts), length, dtype=torch.float64)
-    for n, start in enumerate(starts):
-        weights[n, start : start + window] = centrality.double()
-    if fold == "center":
-        weights = torch.nn.functional.one_hot(weights.argmax(0), len(starts)).T.double()
-    else:
-        weights = weights / weights.sum(0)
-    return torch.stack([weights[n, s : s + window] for n, s in enumerate(starts)])
+    centrality = (torch.minimum(j, window - 1 - j) + 1).double().expand(times.shape)
+    # Without a table of all windows by all times, which would grow with the square of the length.
+    if fold == "average":
+        total = torch.zeros(length, dtype=torch.float64)
+        total.index_put_((times,), centrality, accumulate=True)
+        return centrality / total[times]
+    number = torch.arange(len(times))[:, None].expand(times.shape)
+    most = _reduced(centrality, times, length, "amax")
+    first = _reduced(number.where(centrality == most, len(times)), times, length, "amin")
+    return (number == first).double()
+
+
+def _reduced(values: Tensor, times: Tensor, length: int, how: str) -> Tensor:
+    """The largest or the least of what all windows have at the same time, (n, W) -> (n, W)."""
+    at = values.new_zeros(length)
+    at.scatter_reduce_(0, times.flatten(), values.flatten(), how, include_self=False)
+    return at[times]
 
 
 class _Chunk(NamedTuple):
     r"""K windows that are evaluated at once.
 
     Attributes:
+        members: Whose each is, (K,).
         rows: Which states each holds, (K, W), as rows of (B L, C, \*S).
         taken: Which of them are taken, as places in the flattened (K, W).
         share: With what weight.
-        t: Diffusion time, () or (K,).
     """
 
+    members: Tensor
     rows: Tensor
     taken: Tensor
     share: Tensor
-    t: Tensor
 
 
 class MarkovBlanketDenoiser(Denoiser):
@@ -123,47 +136,61 @@ class MarkovBlanketDenoiser(Denoiser):
         self.stride = stride
         self.fold: FoldName = fold
         self.chunk_size = chunk_size
+        self._kept: dict[tuple[Any, ...], _Chunk] = {}
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         r"""E[x_0 | x_t]: (B, L, C, \*S), () or (B,) -> (B, L, C, \*S)."""
-        states, chunks = x_t.flatten(0, 1), self._chunks(x_t, t)
-        if len(chunks) == 1:
-            x0 = self._fold(states, chunks)
-        else:
-            trained = [p for p in self.denoiser.parameters() if p.requires_grad]
-            x0 = _Checkpointed.apply(self, chunks, states, *trained)
-        return x0.unflatten(0, x_t.shape[:2])
-
-    def _chunks(self, x_t: Tensor, t: Tensor) -> list[_Chunk]:
-        B, L = x_t.shape[:2]
-        starts = torch.tensor(window_starts(L, self.window, self.stride))
-        times = starts[:, None] + torch.arange(self.window)  # (n, W)
-        weights = fold_weights(L, self.window, self.stride, self.fold)
-        pairs, chunks = torch.arange(B * len(starts)), []
-        for pair in pairs.split(self.chunk_size or len(pairs)):
-            member, window = pair // len(starts), pair % len(starts)
-            share = weights[window].flatten()
-            taken = share.nonzero().flatten()
-            chunks.append(
-                _Chunk(
-                    rows=(member[:, None] * L + times[window]).to(x_t.device),
-                    taken=taken.to(x_t.device),
-                    share=share[taken].to(x_t),
-                    t=t[member.to(t.device)] if t.ndim else t,
-                )
-            )
-        return chunks
-
-    def _fold(self, states: Tensor, chunks: list[_Chunk]) -> Tensor:
-        x0 = torch.zeros_like(states)
-        for chunk in chunks:
-            part = self._evaluate(states[chunk.rows], chunk)
-            x0.index_put_((chunk.rows.flatten()[chunk.taken],), part, accumulate=True)
+        if self._pairs(x_t) <= (self.chunk_size or math.inf):
+            return self._fold(x_t, t)
+        trained = [p for p in self.denoiser.parameters() if p.requires_grad]
+        x0: Tensor = _Checkpointed.apply(self, x_t, t, *trained)
         return x0
 
-    def _evaluate(self, windows: Tensor, chunk: _Chunk) -> Tensor:
+    def _pairs(self, x_t: Tensor) -> int:
+        """Number of windows of all members together."""
+        return len(x_t) * len(window_starts(x_t.shape[1], self.window, self.stride))
+
+    def _chunks(self, x_t: Tensor) -> Iterator[_Chunk]:
+        count = self._pairs(x_t)
+        size = self.chunk_size or count
+        for first in range(0, count, size):
+            yield self._chunk(x_t, first, min(first + size, count))
+
+    def _chunk(self, x_t: Tensor, first: int, last: int) -> _Chunk:
+        """The chunk of these pairs of member and window; a few are kept for the next evaluation."""
+        key = (x_t.shape[:2], first, last, x_t.device, x_t.dtype)
+        if key not in self._kept:
+            if len(self._kept) == _KEPT:
+                self._kept.clear()
+            self._kept[key] = self._make_chunk(x_t, torch.arange(first, last))
+        return self._kept[key]
+
+    def _make_chunk(self, x_t: Tensor, pairs: Tensor) -> _Chunk:
+        L = x_t.shape[1]
+        starts = torch.tensor(window_starts(L, self.window, self.stride))
+        members, windows = pairs // len(starts), pairs % len(starts)
+        share = fold_weights(L, self.window, self.stride, self.fold)[windows].flatten()
+        taken = share.nonzero().flatten()
+        first = members * L + starts[windows]
+        return _Chunk(
+            members=members.to(x_t.device),
+            rows=(first[:, None] + torch.arange(self.window)).to(x_t.device),
+            taken=taken.to(x_t.device),
+            share=share[taken].to(x_t),
+        )
+
+    def _fold(self, x_t: Tensor, t: Tensor) -> Tensor:
+        states = x_t.flatten(0, 1)
+        x0 = torch.zeros_like(states)
+        for chunk in self._chunks(x_t):
+            part = self._evaluate(states[chunk.rows], t, chunk)
+            x0.index_put_((chunk.rows.flatten()[chunk.taken],), part, accumulate=True)
+        return x0.unflatten(0, x_t.shape[:2])
+
+    def _evaluate(self, windows: Tensor, t: Tensor, chunk: _Chunk) -> Tensor:
         """What a chunk adds to the states that are taken from it."""
-        x0 = self.denoiser(windows, chunk.t).flatten(0, 1)[chunk.taken]
+        t = t[chunk.members.to(t.device)] if t.ndim else t
+        x0 = self.denoiser(windows, t).flatten(0, 1)[chunk.taken]
         if self.fold == "center":  # every share is 1
             return x0
         return x0 * chunk.share.reshape(-1, *(1,) * (x0.ndim - 1))
@@ -179,34 +206,31 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        composed: MarkovBlanketDenoiser,
-        chunks: list[_Chunk],
-        states: Tensor,
-        *trained: Tensor,
+        ctx: Any, composed: MarkovBlanketDenoiser, x_t: Tensor, t: Tensor, *trained: Tensor
     ) -> Tensor:
         """Evaluate and fold, without a graph."""
-        ctx.composed, ctx.chunks = composed, chunks
-        ctx.save_for_backward(states, *trained)
-        return composed._fold(states, chunks)
+        ctx.composed = composed
+        ctx.save_for_backward(x_t, t, *trained)
+        return composed._fold(x_t, t)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Evaluate each chunk again, with a graph, and go back through it."""
-        states, *trained = ctx.saved_tensors
-        totals = [torch.zeros_like(tensor) for tensor in (states, *trained)]
-        for chunk in ctx.chunks:
+        x_t, t, *trained = ctx.saved_tensors
+        totals = [torch.zeros_like(tensor) for tensor in (x_t, *trained)]
+        states, d_states, gradient = (v.flatten(0, 1) for v in (x_t, totals[0], gradient))
+        for chunk in ctx.composed._chunks(x_t):
             with torch.enable_grad():
                 windows = states[chunk.rows].detach().requires_grad_()
-                part = ctx.composed._evaluate(windows, chunk)
+                part = ctx.composed._evaluate(windows, t, chunk)
             d_windows, *others = torch.autograd.grad(
                 part,
                 (windows, *trained),
                 gradient[chunk.rows.flatten()[chunk.taken]],
                 materialize_grads=True,
             )
-            totals[0].index_put_((chunk.rows,), d_windows, accumulate=True)
+            d_states.index_put_((chunk.rows,), d_windows, accumulate=True)
             for total, other in zip(totals[1:], others, strict=True):
                 total += other
-        return None, None, *totals
+        return None, totals[0], None, *totals[1:]

@@ -21,7 +21,7 @@ def observations(problem: Problem, posterior: Tensor) -> Figure:
     time; it is left out for operators that mix times.
     """
     A = torch.stack([problem.observation.operator(x.double()).flatten() for x in posterior])
-    y, std = problem.y.flatten(), problem.observation.std.flatten()
+    y, std = problem.y.flatten(), problem.observation.std_at(problem.y).flatten()
     z = ((y - A) / std).flatten().numpy()
     times = problem.observation.times
     with mpl.rc_context(STYLE):

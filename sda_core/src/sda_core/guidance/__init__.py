@@ -1,10 +1,19 @@
 """Guidance: the contract, and what methods share."""
 
 from sda_core.guidance.base import (
-    GaussianLikelihood,
     Guidance,
     GuidedDenoiser,
+    Likelihood,
     LikelihoodGuidance,
 )
+from sda_core.guidance.strength import Strength, or_auto, settled
 
-__all__ = ["GaussianLikelihood", "Guidance", "GuidedDenoiser", "LikelihoodGuidance"]
+__all__ = [
+    "Guidance",
+    "GuidedDenoiser",
+    "Likelihood",
+    "LikelihoodGuidance",
+    "Strength",
+    "or_auto",
+    "settled",
+]

@@ -20,29 +20,56 @@ import torch
 from torch import Tensor
 
 from sda_core.denoiser.base import Denoiser
+from sda_core.guidance.strength import Strength
+from sda_core.noise import GaussianNoise, NoiseModel
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class GaussianLikelihood:
-    r"""p(y | x) = N(y; A(x), std^2) for trajectories in model space.
+class Likelihood:
+    r"""p(y | x) for trajectories in model space, for guidance as if it were Gaussian.
+
+    Guidance sees a residual r with independent entries and their variance v; which Gaussian that is
+    depends on x where the noise is not Gaussian (see :mod:`sda_core.noise.base`). Correlated errors
+    are whitened in r.
 
     Attributes:
         operator: A, (B, L, C, \*S) -> (B, \*obs).
-        y: The observation, (\*obs).
-        std: Noise standard deviation, (\*obs).
+        y: The observation, (\*obs), or one for each member of the batch, (B, \*obs).
+        noise: The error model of flattened observations.
     """
 
     operator: Callable[[Tensor], Tensor]
     y: Tensor
-    std: Tensor
+    noise: NoiseModel
+
+    @classmethod
+    def gaussian(cls, operator: Callable[[Tensor], Tensor], y: Tensor, std: Tensor) -> Likelihood:
+        r"""N(y; A(x), std^2) with ``std`` of shape (\*obs)."""
+        noise = GaussianNoise(scale=std.double().flatten())
+        return cls(operator=operator, y=y, noise=noise)
 
     def residual(self, x: Tensor) -> Tensor:
-        """y - A(x), flattened to (B, n)."""
-        return (self.y.to(x) - self.operator(x)).reshape(len(x), -1)
+        """W (y - A(x)), flattened to (B, n)."""
+        return self.noise.whiten((self.y.to(x) - self.operator(x)).reshape(len(x), -1))
 
-    def variance(self, x: Tensor) -> Tensor:
-        """std^2, flattened to (n,), with the type and device of x."""
-        return self.std.to(x).reshape(-1) ** 2
+    def variance(self, x: Tensor, spread: Tensor | None = None) -> Tensor:
+        r"""v, (B, n), without a gradient.
+
+        Args:
+            x: Trajectories, (B, L, C, \*S).
+            spread: Variance of each entry of A(x) before y is known, (B, n), where x is an
+                estimate.
+        """
+        with torch.no_grad():
+            return self.noise.variance(*self._flat(x), spread)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(y | x), (B,)."""
+        return self.noise.log_prob(*self._flat(x))
+
+    def _flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.operator(x)
+        return self.y.to(x).expand_as(mean).reshape(len(x), -1), mean.reshape(len(x), -1)
 
 
 class Guidance(ABC):
@@ -52,14 +79,16 @@ class Guidance(ABC):
         exact_for_gaussian: Whether the result is exact for a Gaussian prior and a linear operator.
         uses_std: Whether the observation's noise scale plays a part. Then an observation without
             information (std towards infinity) leaves the prior as it is.
+        strength: The field that can be "auto", if there is one.
     """
 
     sda_kind: ClassVar[str] = "guidance"
     exact_for_gaussian: ClassVar[bool] = False
     uses_std: ClassVar[bool] = True
+    strength: ClassVar[Strength | None] = None
 
     @abstractmethod
-    def __call__(self, prior: Denoiser, likelihood: GaussianLikelihood) -> Denoiser:
+    def __call__(self, prior: Denoiser, likelihood: Likelihood) -> Denoiser:
         """Make the denoiser of the posterior.
 
         Args:
@@ -83,7 +112,7 @@ class GuidedDenoiser(Denoiser):
     def __init__(
         self,
         prior: Denoiser,
-        likelihood: GaussianLikelihood,
+        likelihood: Likelihood,
         likelihood_score: Callable[..., tuple[Tensor, Tensor]],
     ) -> None:
         super().__init__(prior.schedule)
@@ -104,7 +133,7 @@ class GuidedDenoiser(Denoiser):
 class LikelihoodGuidance(Guidance):
     """A guidance given by its estimate of grad log p(y | x_t)."""
 
-    def __call__(self, prior: Denoiser, likelihood: GaussianLikelihood) -> Denoiser:
+    def __call__(self, prior: Denoiser, likelihood: Likelihood) -> Denoiser:
         """Make the denoiser of the posterior."""
         return GuidedDenoiser(prior, likelihood, self.likelihood_score)
 
@@ -113,7 +142,7 @@ class LikelihoodGuidance(Guidance):
         self,
         x_t: Tensor,
         denoise: Callable[[Tensor], Tensor],
-        likelihood: GaussianLikelihood,
+        likelihood: Likelihood,
         alpha: Tensor,
         sigma: Tensor,
     ) -> tuple[Tensor, Tensor]:

@@ -6,21 +6,22 @@ All methods solve the same :class:`Problem`, so that they are compared on the sa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import attrs
 import torch
 from torch import Tensor
 
 from sda_core.errors import ShapeError
-from sda_core.observation.base import ObservationModel
+from sda_core.observation import MatchedObservations, ObservationModel
 from sda_core.system.base import System
 
 if TYPE_CHECKING:
     from sda_core.data import Standardization
     from sda_core.denoiser import Denoiser
     from sda_core.guidance.base import Guidance
+    from sda_core.method.ensemble import Ensemble
     from sda_core.sampler.base import Sampler
 
 
@@ -33,6 +34,7 @@ class Problem:
         observation: p(y | x) for trajectories of length L.
         y: The observation, (\*obs), in the units of the operator.
         truth: The trajectory that y was drawn from, (L, C, \*S), if known.
+        matched: The table that y comes from, if it does.
 
     Raises:
         ShapeError: y does not have the shape that the operator gives.
@@ -42,6 +44,7 @@ class Problem:
     observation: ObservationModel
     y: Tensor
     truth: Tensor | None = None
+    matched: MatchedObservations | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.y.shape != self.observation.shape:
@@ -89,6 +92,9 @@ class Toolbox:
         guidance: The guidance.
         on_step: Called with (steps done, number of steps).
         announce: Called with a line of text that says what is about to be done.
+        ensemble: Where members can be written as they are finished, and how far the method has come
+            can be kept; a method that uses it returns its values.
+        record: Called with what is worth keeping beside the ensemble, by name, as JSON can hold it.
     """
 
     model: PriorModel | None = None
@@ -96,6 +102,8 @@ class Toolbox:
     guidance: Guidance | None = None
     on_step: Callable[[int, int], None] | None = None
     announce: Callable[[str], None] | None = None
+    ensemble: Ensemble | None = None
+    record: Callable[[Mapping[str, Any]], None] | None = None
 
 
 class Method(ABC):

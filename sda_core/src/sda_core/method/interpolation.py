@@ -62,8 +62,10 @@ class Interpolation(Method):
             for value, default in ((spec.mean, 0.0), (spec.std, 1.0))
         )
 
+        errors = observation.std_at(problem.y.double())
+
         def misfit(z: Tensor) -> Tensor:
-            return (observation.operator(mean + std * z) - problem.y) / observation.std
+            return (observation.operator(mean + std * z) - problem.y) / errors
 
         bases, roughness = _modes(problem.shape, self.time_weight)
         z = torch.zeros(problem.shape, dtype=torch.float64)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sda_core.errors import AssimilationError, AssimilationWarning
-from sda_core.random import seeded_generator
+from sda_core.errors import AssimilationWarning, LostMembersError
 from sda_core.schedule.base import Schedule
 
 #: How often a member is drawn at most.
@@ -45,34 +44,65 @@ class Watch:
         self.levels = torch.where(lost & levels.isnan(), sigma / alpha, levels)
 
 
-def redraw(draw: Callable[[Tensor, int], Tensor], levels: Tensor, seed: int) -> None:
-    """Draw lost members again until none is lost, each from (seed, its number, attempt) alone.
+class Draws:
+    """How often each member was drawn, and which are lost.
 
     Args:
-        draw: Draws members of given numbers with a given seed, and gives their levels.
-        levels: sigma / alpha at which each member was lost, NaN for those that were not, (M,).
-        seed: The seed that they were drawn with.
-
-    Raises:
-        AssimilationError: More than half of several members are lost, or some in every attempt.
+        members: Number M of members.
+        levels: sigma / alpha at which each was lost when it was last drawn, NaN for those that were
+            not, infinite for those never drawn, (M,); None for none drawn.
+        attempts: How often each was drawn, (M,); None for none drawn.
     """
-    for attempt in range(1, ATTEMPTS + 1):
-        lost = (~levels.isnan()).nonzero().flatten()
-        if not len(lost):
-            return
-        where = ", ".join(f"{level:.3g}" for level in levels[lost[:8]].tolist())
+
+    def __init__(
+        self, members: int, levels: Tensor | None = None, attempts: Tensor | None = None
+    ) -> None:
+        self.levels = torch.full((members,), torch.inf) if levels is None else levels
+        self.attempts = torch.zeros(members, dtype=torch.long) if attempts is None else attempts
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What it takes to make them again."""
+        return {"levels": self.levels, "attempts": self.attempts}
+
+    def note(self, numbers: Tensor, levels: Tensor) -> None:
+        """Members of these numbers were drawn, with these levels."""
+        self.levels[numbers] = levels
+        self.attempts[numbers] += 1
+
+    def complete(self, draw: Callable[[Tensor, int], None]) -> None:
+        """Draw all members, and lost ones again until none is lost.
+
+        Args:
+            draw: Draws and notes members of given numbers, in the attempt of a given number.
+
+        Raises:
+            LostMembersError: More than half of several members are lost, or some in every attempt.
+        """
+        for attempt in range(ATTEMPTS + 1):
+            lost = (~self.levels.isnan()).nonzero().flatten()
+            if not len(lost):
+                return
+            if attempt == self.attempts.max() > 0:  # nobody was drawn in this attempt before
+                self._warn(lost, attempt)
+            todo = lost[self.attempts[lost] <= attempt]
+            if len(todo):  # of an attempt that is gone on with, some were drawn before
+                draw(todo, attempt)
+
+    def _warn(self, lost: Tensor, attempts: int) -> None:
+        first, members = lost[:8].tolist(), len(self.levels)
+        where = ", ".join(f"{level:.3g}" for level in self.levels[first].tolist())
         what = (
-            f"{len(lost)} of {len(levels)} members are not finite (first: {lost[:8].tolist()}, at "
+            f"{len(lost)} of {members} members are not finite (first: {first}, at "
             f"sigma / alpha = {where}; beyond {LIMIT:g} times the largest noise counts as such)"
         )
-        if attempt == ATTEMPTS or len(lost) > max(1, len(levels) // 2):
-            raise AssimilationError(
-                f"{what}, after {attempt} attempt(s). The guidance is too strong for the "
+        if attempts == ATTEMPTS or len(lost) > max(1, members // 2):
+            raise LostMembersError(
+                f"{what}, after {attempts} attempt(s). The guidance is too strong for the "
                 "number of steps: use more steps, a larger gamma, or a smaller tau for corrections"
             )
         warnings.warn(
-            f"{what}: drawing them again, attempt {attempt + 1} of {ATTEMPTS}",
+            f"{what}: drawing them again, attempt {attempts + 1} of {ATTEMPTS}",
             AssimilationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-        levels[lost] = draw(lost, seeded_generator(seed, attempt).initial_seed())

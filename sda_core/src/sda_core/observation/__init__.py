@@ -8,10 +8,14 @@ from sda_core.observation.function import Function
 from sda_core.observation.index import Index
 from sda_core.observation.linear import Linear
 from sda_core.observation.mask import Mask
+from sda_core.observation.matched import MatchedObservations
+from sda_core.observation.points import Points
 from sda_core.observation.region import Region
 from sda_core.observation.select import Select
 from sda_core.observation.selection import Places, Selection
 from sda_core.observation.sensors import Sensors
+from sda_core.observation.stations import Stations
+from sda_core.observation.table import ObservationTable
 
 __all__ = [
     "Coarsen",
@@ -21,13 +25,17 @@ __all__ = [
     "Index",
     "Linear",
     "Mask",
+    "MatchedObservations",
     "Observation",
     "ObservationModel",
+    "ObservationTable",
     "Operator",
     "Places",
+    "Points",
     "Region",
     "Select",
     "Selection",
     "Sensors",
+    "Stations",
     "block_means",
 ]

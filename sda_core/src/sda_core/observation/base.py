@@ -3,20 +3,19 @@ r"""Observations: y = A(x) + noise.
 A is applied to trajectories in **physical units** and, unless it mixes times, leaves the leading
 axis of what it returns a time axis: (..., L, C, \*S) -> (..., T, \*rest). The noise is Gaussian and
 independent, with the standard deviation ``std`` (one number, or an array that broadcasts against
-A(x)) in the units of A(x).
+A(x)) in the units of A(x), or whatever :mod:`sda_core.noise` has.
 
 Notation
     ===========  ===================================================================
     x            trajectory, (..., L, C, \*S), physical units
     A(x)         what would be observed without noise, (..., \*obs)
     y            the observation, (\*obs)
-    std          noise standard deviation, broadcastable against y
+    std          noise standard deviation, or typical size, broadcastable against y
     ===========  ===================================================================
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
@@ -27,6 +26,7 @@ from torch import Generator, Tensor
 
 from sda_core.config import component, option
 from sda_core.errors import AssimilationError, ConfigError, ShapeError
+from sda_core.noise import GaussianNoise, Noise, NoiseModel, per_entry
 from sda_core.system.base import SystemSpec
 
 Operator = Callable[[Tensor], Tensor]
@@ -34,7 +34,10 @@ Operator = Callable[[Tensor], Tensor]
 
 @component
 class Observation(ABC):
-    """An observation operator with its Gaussian noise."""
+    """An observation operator with its errors: ``std`` if independent and Gaussian, or ``noise``.
+
+    Exactly one of the two is needed where observations are made.
+    """
 
     sda_kind: ClassVar[str] = "observation"
 
@@ -42,6 +45,9 @@ class Observation(ABC):
         default=None,
         help="noise standard deviation in the units of what is observed: one number, or one per "
         "entry of the operator's last dimension",
+    )
+    noise: Noise | None = option(
+        default=None, help="the error model, where errors are not independent and Gaussian"
     )
 
     @abstractmethod
@@ -77,26 +83,12 @@ class Observation(ABC):
         r"""Make the observation model p(y | x) for trajectories of a given length.
 
         Raises:
-            ConfigError: ``std`` is missing, not positive, or does not fit A(x), or A(x) has no time
-                axis where it was said to keep it.
+            ConfigError: ``std`` and ``noise`` are both missing, or both there, or do not fit A(x),
+                or A(x) has no time axis where it was said to keep it.
         """
         A = self.operator(spec)
         shape = A(torch.zeros(length, *spec.state_shape, dtype=torch.float64)).shape
-        if self.std is None:
-            raise ConfigError(
-                "observation.std is missing: give the standard deviation of the observation noise, "
-                "in the units of what is observed"
-            )
-        std = torch.as_tensor(self.std, dtype=torch.float64)
-        if not bool((std > 0).all()):
-            raise ConfigError(f"observation.std = {self.std} must be positive")
-        try:
-            std = std.expand(shape)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"observation.std has {std.numel()} entries, but observations have the shape "
-                f"{tuple(shape)}: give one number, or {shape[-1] if shape else 1} of them"
-            ) from error
+        noise = self._bind_noise(shape)
         axis = self.times(torch.arange(length))
         times = None
         if axis is not None:
@@ -107,39 +99,85 @@ class Observation(ABC):
                     "it mixes times, say so (for a user function: statewise = false)"
                 )
             times = axis.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape)
-        return ObservationModel(operator=A, std=std, times=times, length=length)
+        return ObservationModel(operator=A, noise=noise, shape=shape, times=times, length=length)
+
+    def _bind_noise(self, shape: torch.Size) -> NoiseModel:
+        if self.noise is not None:
+            if self.std is not None:
+                raise ConfigError(
+                    f"observation.std = {self.std} is given besides observation.noise: std is "
+                    "short for independent Gaussian errors, so give one of the two (--set "
+                    "observation.std=none takes it out)"
+                )
+            return self.noise.bind(shape)
+        if self.std is None:
+            raise ConfigError(
+                "observation.std is missing: give the standard deviation of the observation noise, "
+                "in the units of what is observed, or another error model as observation.noise"
+            )
+        return GaussianNoise(scale=per_entry(self.std, shape, "observation.std"))
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class ObservationModel:
-    r"""The density p(y | x) = N(y; A(x), std^2) for trajectories x of length L.
+    r"""The density p(y | x) for trajectories x of length L.
 
     Attributes:
         operator: A, (..., L, C, \*S) -> (..., \*obs).
-        std: Noise standard deviation, (\*obs), float64.
+        noise: The error model p(y | A(x)) of flattened observations.
+        shape: (\*obs).
         times: Time index of each entry, (\*obs), or None where entries depend on several times.
         length: L.
     """
 
     operator: Operator
-    std: Tensor
+    noise: NoiseModel
+    shape: torch.Size
     times: Tensor | None
     length: int
 
     @property
-    def shape(self) -> torch.Size:
-        r"""Shape (\*obs) of y."""
-        return self.std.shape
+    def std(self) -> Tensor:
+        r"""Typical size of the errors, (\*obs), float64."""
+        return self.noise.std.reshape(self.shape)
+
+    def std_at(self, mean: Tensor) -> Tensor:
+        r"""Typical size of the errors where A(x) = ``mean``, (\*obs)."""
+        return self.noise.std_at(mean.flatten()).reshape(self.shape)
 
     def sample(self, x: Tensor, generator: Generator) -> Tensor:
         r"""Draw y given a trajectory x of shape (L, C, \*S); float64."""
-        y = self.operator(x.double())
-        return y + self.std * torch.randn(y.shape, generator=generator, dtype=y.dtype)
+        mean = self._flat(self.operator(x.double()))
+        return self.noise.sample(mean, generator).reshape((*mean.shape[:-1], *self.shape))
 
     def log_prob(self, y: Tensor, x: Tensor) -> Tensor:
         r"""log p(y | x): (\*obs), (B..., L, C, \*S) -> (B...)."""
-        mean = self._mean(y, x)
-        return _log_normal(y.flatten(), mean, self.std.flatten()).sum(-1)
+        return self.noise.log_prob(y.flatten(), self._mean(y, x))
+
+    def misfit(self, y: Tensor, x: Tensor) -> Tensor:
+        r"""Squares of y - A(x) in units of the error: (\*obs), (B..., L, C, \*S) -> (B..., n).
+
+        Correlated errors are whitened; each square is 1 on average for the x that y is drawn from,
+        whatever the noise (see :mod:`sda_core.noise.base`).
+        """
+        mean, y = self._mean(y, x), y.flatten()
+        return self.noise.whiten(y.to(mean) - mean) ** 2 / self.noise.variance(y, mean)
+
+    def select(self, entries: Tensor) -> ObservationModel:
+        r"""The observations of some entries alone, flattened.
+
+        Args:
+            entries: Which, boolean, (\*obs).
+        """
+        entries = entries.flatten()
+        index = entries.nonzero().flatten()
+        return ObservationModel(
+            operator=lambda x: self._flat(self.operator(x)).index_select(-1, index.to(x.device)),
+            noise=self.noise.select(entries),
+            shape=index.shape,
+            times=None if self.times is None else self.times.flatten()[entries],
+            length=self.length,
+        )
 
     def log_prob_at(self, i: int, y: Tensor, x_i: Tensor) -> Tensor | None:
         r"""log-density of the observations at time i given the state x_i.
@@ -153,7 +191,8 @@ class ObservationModel:
             (B,), or None where nothing is observed at time i.
 
         Raises:
-            AssimilationError: The operator mixes times.
+            AssimilationError: The operator mixes times, or errors at different times are
+                correlated.
         """
         if self.times is None:
             raise AssimilationError(
@@ -161,13 +200,20 @@ class ObservationModel:
                 "filter one time at a time. Use an operator that acts on each state alone (for a "
                 "user function: statewise = true), or a method that smooths, such as 'sda'"
             )
+        if self.noise.correlates(self.times.flatten()):
+            raise AssimilationError(
+                "errors of these observations are correlated between times, so that observations "
+                "cannot be given to a filter one time at a time. Use a method that smooths, such "
+                "as 'sda', or errors that are correlated within each time only "
+                "(observation.noise.axis)"
+            )
         entries = (self.times == i).flatten()
         if not entries.any():
             return None
         # Entries at time i depend on x_i alone, so the other times may hold anything.
         x = x_i[:, None].expand(-1, self.length, *x_i.shape[1:])
         mean = self._mean(y, x)[:, entries.to(x.device)]
-        return _log_normal(y.flatten()[entries], mean, self.std.flatten()[entries]).sum(-1)
+        return self.noise.select(entries).log_prob(y.flatten()[entries], mean)
 
     def _mean(self, y: Tensor, x: Tensor) -> Tensor:
         """A(x), flattened to (B..., n)."""
@@ -178,10 +224,8 @@ class ObservationModel:
                 f"{tuple(mean.shape[mean.ndim - y.ndim :])} for trajectories of {self.length} "
                 "states"
             )
-        return mean.reshape(*mean.shape[: mean.ndim - y.ndim], -1)
+        return self._flat(mean)
 
-
-def _log_normal(y: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    std = std.to(mean)
-    z = (y.to(mean) - mean) / std
-    return -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)
+    def _flat(self, values: Tensor) -> Tensor:
+        r"""(..., \*obs) -> (..., n)."""
+        return values.reshape(*values.shape[: values.ndim - len(self.shape)], -1)

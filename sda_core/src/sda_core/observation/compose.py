@@ -12,9 +12,9 @@ from sda_core.system.base import SystemSpec
 
 @component
 class Compose(Observation):
-    """Applies operators in the order given; ``std`` is that of the result."""
+    """Applies operators in the order given; ``std`` or ``noise`` is that of the result."""
 
-    parts: tuple[Observation, ...] = option(help="the operators; their own std must not be set")
+    parts: tuple[Observation, ...] = option(help="the operators; no noise of their own")
 
     def __attrs_post_init__(self) -> None:
         if not self.parts:
@@ -24,6 +24,11 @@ class Compose(Observation):
                 raise ConfigError(
                     f"observation.parts[{i}].std = {part.std}: noise is added once, to the result; "
                     "give it as observation.std"
+                )
+            if part.noise is not None:
+                raise ConfigError(
+                    f"observation.parts[{i}].noise: noise is added once, to the result; give it as "
+                    "observation.noise"
                 )
 
     def operator(self, spec: SystemSpec) -> Operator:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sda_core.config import component, option
 from sda_core.errors import ConfigError
+from sda_core.noise import JointNoise
 from sda_core.observation.base import Observation, ObservationModel, Operator
 from sda_core.system.base import SystemSpec
 
@@ -15,7 +16,7 @@ from sda_core.system.base import SystemSpec
 class Concatenate(Observation):
     r"""Several observations of one trajectory, each with its own noise: -> (..., n), flattened."""
 
-    parts: tuple[Observation, ...] = option(help="the observations, each with its own std")
+    parts: tuple[Observation, ...] = option(help="the observations, each with its own noise")
 
     def __attrs_post_init__(self) -> None:
         if not self.parts:
@@ -24,6 +25,11 @@ class Concatenate(Observation):
             raise ConfigError(
                 f"observation.std = {self.std}: each part of a 'concatenate' has its own std; "
                 "give it as observation.parts[i].std"
+            )
+        if self.noise is not None:
+            raise ConfigError(
+                "observation.noise: each part of a 'concatenate' has its own noise; give it as "
+                "observation.parts[i].noise"
             )
 
     def operator(self, spec: SystemSpec) -> Operator:
@@ -45,9 +51,11 @@ class Concatenate(Observation):
         """Bind the parts and join what they say."""
         models = [part.bind(spec, length) for part in self.parts]
         times = [m.times.flatten() for m in models if m.times is not None]
+        noise = JointNoise(parts=tuple(m.noise for m in models))
         return ObservationModel(
             operator=self.operator(spec),
-            std=torch.cat([m.std.flatten() for m in models]),
+            noise=noise,
+            shape=noise.std.shape,
             times=torch.cat(times) if len(times) == len(models) else None,
             length=length,
         )

@@ -5,12 +5,10 @@ from __future__ import annotations
 from types import EllipsisType
 
 import attrs
-import torch
 
 from sda_core.config import at_least, component, option
-from sda_core.errors import ConfigError
 from sda_core.observation.base import Operator
-from sda_core.observation.selection import Selection, require_grid
+from sda_core.observation.selection import Selection, require_grid, require_standardization
 from sda_core.system.base import SystemSpec
 
 
@@ -39,15 +37,9 @@ class Select(Selection):
             require_grid(spec, f"spacing = {self.spacing}")
         if not self.standardized:
             return lambda x: select(x[points])
-        chosen = self.output(spec)
-        if chosen.mean is None or chosen.std is None:
-            raise ConfigError(
-                "observation.standardized = true needs a system with a standardization; this one "
-                "has none before its data are made. Give std in physical units instead"
-            )
         mean, std = (
-            torch.tensor(values, dtype=torch.float64).reshape(-1, *(1,) * grid)
-            for values in (chosen.mean, chosen.std)
+            values.reshape(-1, *(1,) * grid)
+            for values in require_standardization(self.output(spec))
         )
         return lambda x: (select(x[points]) - mean.to(x)) / std.to(x)
 

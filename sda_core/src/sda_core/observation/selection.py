@@ -51,6 +51,20 @@ def require_grid(spec: SystemSpec, key: str) -> None:
         )
 
 
+def require_standardization(spec: SystemSpec) -> tuple[Tensor, Tensor]:
+    """Mean and std of each variable, (C,), float64.
+
+    Raises:
+        ConfigError: The system has none.
+    """
+    if spec.mean is None or spec.std is None:
+        raise ConfigError(
+            "observation.standardized = true needs a system with a standardization; this one "
+            "has none before its data are made. Give std in physical units instead"
+        )
+    return tuple(torch.tensor(v, dtype=torch.float64) for v in (spec.mean, spec.std))  # type: ignore[return-value]
+
+
 @component
 class Selection(Observation):
     r"""Base of operators on some variables of every n-th state.

@@ -15,6 +15,7 @@ KINDS = (
     "sampler",
     "guidance",
     "observation",
+    "noise",
     "method",
     "tracker",
 )

@@ -1,7 +1,7 @@
 """Samplers: a denoiser and noise in, samples out."""
 
 from sda_core.sampler.adams_bashforth import AdamsBashforth
-from sda_core.sampler.base import Sampler
+from sda_core.sampler.base import Sampler, SamplerState
 from sda_core.sampler.ddim import DDIM
 from sda_core.sampler.ddpm import DDPM
 from sda_core.sampler.dpm_solver import DPMSolver
@@ -20,4 +20,5 @@ __all__ = [
     "Multistep",
     "PredictorCorrector",
     "Sampler",
+    "SamplerState",
 ]

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import ClassVar, Literal
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -30,6 +30,21 @@ from sda_core.config import at_least, component, option
 from sda_core.denoiser.base import Denoiser
 from sda_core.random import Noise
 from sda_core.schedule.base import Schedule
+
+
+@attrs.frozen(eq=False)
+class SamplerState:
+    r"""How far a sampler has come: with its noise, all that it needs to go on from there.
+
+    Attributes:
+        x: State at the time that it has come to, (M, L, C, \*S).
+        step: Index of that time in the grid; the grid's length once x is denoised at its end.
+        past: What it keeps of earlier steps, newest first, each (M, L, C, \*S).
+    """
+
+    x: Tensor
+    step: int = 0
+    past: tuple[Tensor, ...] = ()
 
 
 @component
@@ -77,7 +92,8 @@ class Sampler(ABC):
         shape: Sequence[int],
         noise: Noise,
         on_step: Callable[[int, int], None] | None = None,
-        on_state: Callable[[Tensor, Tensor], None] | None = None,
+        on_state: Callable[[SamplerState, Tensor], None] | None = None,
+        start: SamplerState | None = None,
     ) -> Tensor:
         r"""Draw samples.
 
@@ -86,45 +102,50 @@ class Sampler(ABC):
             shape: (M, L, C, \*S), M members.
             noise: Source of noise; it also sets type and device.
             on_step: Called with (steps done, number of steps) after each step.
-            on_state: Called with each new state x_s and its time s, ().
+            on_state: Called with each new state and its time s, ().
+            start: Where to go on from, with the noise as it was there; None to begin with noise.
 
         Returns:
             Samples in model space, of the given shape.
         """
-        x = noise.normal(shape)
         grid = self.times(denoiser.schedule)
-        times = grid.to(x)
-        x = denoiser.schedule.sigma(times[0]) * x
-        with torch.no_grad():
-            walk = self.walk(denoiser, x, grid, noise)
-            for i, (x, s) in enumerate(zip(walk, times[1:], strict=True), start=1):
-                if on_state:
-                    on_state(x, s)
-                if on_step:
-                    on_step(i, self.steps)
-            if self.denoise_final:
-                x = denoiser(x, times[-1]).detach()
-                if on_state:
-                    on_state(x, times[-1])
-                if on_step:
-                    on_step(self.steps, self.steps)
-        return x
+        if start is None:
+            z = noise.normal(shape)
+            start = SamplerState(denoiser.schedule.sigma(grid[0].to(z)) * z)
+        times, state = grid.to(start.x), start
 
-    def walk(self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
-        r"""Go down a grid of times, without gradients.
+        def arrive(state: SamplerState, s: Tensor, step: int) -> None:
+            if on_state:
+                on_state(state, s)
+            if on_step:
+                on_step(step, self.steps)
+
+        with torch.no_grad():
+            for state in self.walk(denoiser, start, grid, noise):
+                arrive(state, times[state.step], state.step)
+            if self.denoise_final and state.step < len(grid):
+                state = SamplerState(denoiser(state.x, times[-1]).detach(), len(grid))
+                arrive(state, times[-1], self.steps)
+        return state.x
+
+    def walk(
+        self, denoiser: Denoiser, start: SamplerState, times: Tensor, noise: Noise
+    ) -> Iterator[SamplerState]:
+        """Go down a grid of times, without gradients.
 
         Args:
             denoiser: The denoiser.
-            x: State at the first time, (M, L, C, \*S).
+            start: Where to begin.
             times: The grid, float64.
             noise: Source of noise.
 
         Yields:
-            The state at each time but the first.
+            The state at each later time.
         """
-        for t, s in pairwise(times.to(x)):
-            x = self.step(denoiser, x, t, s, noise)
-            yield x
+        x, rounded = start.x, times.to(start.x)
+        for i in range(start.step + 1, len(times)):
+            x = self.step(denoiser, x, rounded[i - 1], rounded[i], noise)
+            yield SamplerState(x, i)
 
     @abstractmethod
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:

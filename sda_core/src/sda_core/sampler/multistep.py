@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from torch import Tensor
 from sda_core.config import component
 from sda_core.denoiser.base import Denoiser
 from sda_core.random import Noise
-from sda_core.sampler.base import Sampler
+from sda_core.sampler.base import Sampler, SamplerState
 from sda_core.schedule.base import Schedule
 
 
@@ -21,18 +19,21 @@ from sda_core.schedule.base import Schedule
 class Multistep(Sampler):
     """Extrapolates the last ``order`` estimates; one evaluation per step."""
 
-    def walk(self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
+    def walk(
+        self, denoiser: Denoiser, start: SamplerState, times: Tensor, noise: Noise
+    ) -> Iterator[SamplerState]:
         """Go down a grid of times; the first steps have fewer estimates to look back at."""
-        past: deque[Tensor] = deque(maxlen=self.order)
-        for i, (t, s) in enumerate(pairwise(times)):
-            past.appendleft(self.estimate(denoiser, x, t.to(x)).detach())
-            recent = times[max(0, i + 1 - self.order) : i + 1].flip(0)
-            x = self.advance(denoiser.schedule, x, recent, s, past)
-            yield x
+        x, past = start.x, start.past
+        for i in range(start.step + 1, len(times)):
+            estimates = (self.estimate(denoiser, x, times[i - 1].to(x)).detach(), *past)
+            recent = times[i - len(estimates) : i].flip(0)
+            x = self.advance(denoiser.schedule, x, recent, times[i], estimates)
+            past = estimates[: self.order - 1]
+            yield SamplerState(x, i, past)
 
     def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         """One step from t to s that has nothing to look back at."""
-        return next(self.walk(denoiser, x, torch.stack([t, s]), noise))
+        return next(self.walk(denoiser, SamplerState(x), torch.stack([t, s]), noise)).x
 
     @abstractmethod
     def estimate(self, denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ configuration is not done again by :func:`run`.
 """
 
 from sda_core.stages.assimilation import assimilate, make_problem
+from sda_core.stages.composition import composition
 from sda_core.stages.evaluation import evaluate
 from sda_core.stages.newest import newest_run
 from sda_core.stages.pipeline import run
@@ -20,6 +21,7 @@ __all__ = [
     "QuickStage",
     "TrainingPreview",
     "assimilate",
+    "composition",
     "evaluate",
     "make_problem",
     "newest_run",

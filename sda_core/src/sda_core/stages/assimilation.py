@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import attrs
 from torch import Tensor
 
 from sda_core import labelled
@@ -12,6 +13,7 @@ from sda_core.data import TrajectoryStore, split_path
 from sda_core.errors import ConfigError
 from sda_core.experiment import AssimilateConfig, Experiment
 from sda_core.method import Method, Problem, Toolbox
+from sda_core.model import TrainedModel
 from sda_core.progress import ProgressOption, announce
 from sda_core.random import seeded_generator
 from sda_core.rundir import Run
@@ -24,16 +26,23 @@ from sda_core.stages.common import (
     sampling_steps,
     stream,
 )
+from sda_core.stages.simulation import simulate
+from sda_core.stages.streaming import ensemble_file
+from sda_core.system import SystemSpec
 
 
 def make_problem(run: Run) -> Problem:
-    """Observe a held-out trajectory.
+    """Take the observations of the experiment's table, or observe a held-out trajectory.
 
     Raises:
-        DataError: There is no test split.
+        DataError: There is no test split, or the table cannot be used.
         ConfigError: The trajectory asked for does not exist or is too short.
     """
     experiment, config = run.experiment, run.experiment.assimilate
+    if config.observations is not None:
+        matched = config.observations.match(_standardized_spec(run), config.length)
+        model, y = matched.used()
+        return Problem(system=experiment.system, observation=model, y=y, matched=matched)
     observation = experiment.require("observation", "assimilation")
     check_simulated(run)
     store = TrajectoryStore(split_path(run.data, "test"))
@@ -52,7 +61,7 @@ def make_problem(run: Run) -> Problem:
 def assimilate(
     experiment: Experiment, directory: str | Path, *, progress: ProgressOption = True
 ) -> Tensor:
-    r"""Observe a held-out trajectory and infer it.
+    r"""Observe a held-out trajectory, or take observations from a table, and infer the states.
 
     Args:
         experiment: The experiment; its kernel must have been trained if its method needs one.
@@ -60,23 +69,36 @@ def assimilate(
         progress: What to show.
 
     Returns:
-        Posterior ensemble (M, L, C, \*S) in physical units, also written to ``posterior.nc``; the
-        observations and the truth are written to ``observations.nc``.
+        Posterior ensemble (M, L, C, \*S) in physical units, also written to ``posterior.nc`` or,
+        if asked for, ``posterior.zarr``; observations and, if it is known, the truth are written
+        to ``observations.nc``.
     """
     run = Run(experiment, directory, progress=progress)
     method = experiment.require("method", "assimilation")
+    synthetic = experiment.assimilate.observations is None
+    if synthetic and experiment.model.pretrained is not None and not run.is_done("simulate"):
+        simulate(experiment, directory, progress=progress)  # no training needed data before
     problem = make_problem(run)
     with run.stage("assimilate") as results:
-        labelled.save(labelled.observations(problem), run.directory / "observations.nc")
+        if problem.matched is not None:
+            announce(run.progress, f"observations: {problem.matched}")
+            results["observations"] = problem.matched.counts
+        model = load_model(run) if method.needs_model else None
+        shape = (experiment.assimilate.members, *problem.shape)
         seed = stream(experiment.seed, POSTERIOR)
-        with sampling_steps(run, "assimilating") as on_step:
-            x = infer(run, method, problem, experiment.assimilate.members, seed, on_step)
-        labelled.save(
-            labelled.trajectories(x, problem.system.spec).rename("posterior"),
-            run.directory / "posterior.nc",
-        )
-        results["members"] = len(x)
-        results |= run.result_numbers("assimilate", problem=problem, posterior=x)
+        with ensemble_file(
+            run, "assimilate", problem.system.spec, shape, model, problem.y
+        ) as ensemble:
+            with sampling_steps(run, "assimilating") as on_step:
+                tools = attrs.evolve(
+                    toolbox(run, model, on_step), ensemble=ensemble, record=results.update
+                )
+                x = method.assimilate(problem, experiment.assimilate.members, seed, tools)
+            results["members"] = len(x)
+            results |= run.result_numbers("assimilate", problem=problem, posterior=x)
+            # Not before, so that they are never those of another posterior than the one there.
+            labelled.save(labelled.observations(problem), run.directory / "observations.nc")
+            ensemble.finish(x)
     return x
 
 
@@ -84,15 +106,32 @@ def infer(
     run: Run, method: Method, problem: Problem, members: int, seed: int, report: OnStep
 ) -> Tensor:
     """The ensemble of a method, with the experiment's model, sampler and guidance."""
-    experiment = run.experiment
-    tools = Toolbox(
-        model=load_model(run) if method.needs_model else None,
-        sampler=experiment.sampler,
-        guidance=experiment.guidance,
+    model = load_model(run) if method.needs_model else None
+    return method.assimilate(problem, members, seed, toolbox(run, model, report))
+
+
+def toolbox(run: Run, model: TrainedModel | None, report: OnStep) -> Toolbox:
+    """The experiment's sampler and guidance, and its model."""
+    return Toolbox(
+        model=model,
+        sampler=run.experiment.sampler,
+        guidance=run.experiment.guidance,
         on_step=report,
         announce=partial(announce, run.progress),
     )
-    return method.assimilate(problem, members, seed, tools)
+
+
+def _standardized_spec(run: Run) -> SystemSpec:
+    """The system's spec with mean and std of its states, as far as they are known."""
+    experiment = run.experiment
+    spec, data = experiment.system.spec, split_path(run.data, "train")
+    if experiment.require("method", "assimilation").needs_model:
+        known = load_model(run).spec
+    elif data.is_file():
+        known = TrajectoryStore(data).spec
+    else:
+        return spec
+    return attrs.evolve(spec, mean=known.mean, std=known.std)
 
 
 def _check_trajectory(config: AssimilateConfig, store: TrajectoryStore) -> None:

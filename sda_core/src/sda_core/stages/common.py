@@ -19,6 +19,7 @@ _WHOLE = 10_000
 
 #: Streams of random numbers under the experiment's seed.
 WEIGHTS, OBSERVATION, SAMPLE, POSTERIOR, REFERENCE, BASELINE = 11, 12, 13, 14, 15, 16
+COMPOSITION = 17
 
 
 def stream(seed: int, stream: int) -> int:
@@ -40,8 +41,20 @@ def sampling_steps(run: Run, label: str, *, hook: bool = True) -> Iterator[OnSte
 
 
 def load_model(run: Run) -> TrainedModel:
-    """The trained model of a run, on the device in use."""
-    model = TrainedModel.load(run.model, config=run.experiment.model)
+    """The model of a run, trained in it or pretrained, on the device in use.
+
+    Raises:
+        ConfigError: It was trained for another system.
+    """
+    config, system = run.experiment.model, run.experiment.system.spec
+    model = TrainedModel.load(config.pretrained or run.model, config=config)
+    for what in ("variable_names", "grid_shape", "time_step"):
+        trained, asked = getattr(model.spec, what), getattr(system, what)
+        if trained != asked:
+            raise ConfigError(
+                f"the model was trained for a system with {what} = {trained}, and this one has "
+                f"{asked}: set [system] to the one it was trained on, or train a model for this one"
+            )
     model.denoiser.to(device())
     return model
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from torch import Tensor
 
 from sda_core import labelled
+from sda_core.errors import DataError
 from sda_core.evaluation import evaluate_ensemble
 from sda_core.experiment import Experiment
 from sda_core.files import write_text
 from sda_core.method import Method
+from sda_core.observation.matched import dataset
 from sda_core.progress import ProgressOption
 from sda_core.random import seeded_generator
 from sda_core.rundir import Run
 from sda_core.stages.assimilation import infer, make_problem
 from sda_core.stages.common import BASELINE, REFERENCE, sampling_steps, stream
+from sda_core.verification import departures, observation_scores
 
 
 def evaluate(
@@ -31,14 +34,22 @@ def evaluate(
 
     Returns:
         Scores by name for each ensemble, also written to ``metrics.json``; figures and the report
-        are written beside it.
+        are written beside it. Observations from a table are written to ``observations.csv`` and
+        ``observations.nc``, with what the posterior says of each.
     """
     from sda_core.report import write_report  # matplotlib takes a while to import
 
     run = Run(experiment, directory, progress=progress)
     config = experiment.evaluate
     problem = make_problem(run)
-    ensembles = {"posterior": labelled.load_array(run.directory / "posterior.nc", "assimilate")}
+    posterior = labelled.result(run.directory / "posterior.nc")
+    ensembles = {"posterior": labelled.load_array(posterior, "assimilate")}
+    if problem.matched is not None and not run.is_done("assimilate"):
+        # What is withheld now may have been used then.
+        raise DataError(
+            "the posterior is not of these observations, or not of this configuration: run "
+            "`sda assimilate` again"
+        )
     members = len(ensembles["posterior"])
 
     def ensemble_of(method: Method, seed: int, label: str) -> Tensor:
@@ -49,6 +60,8 @@ def evaluate(
         scores = evaluate_ensemble(problem, ensemble, ensembles.get("reference"))
         for more in run.manager.hook.sda_scores(problem=problem, ensemble=ensemble):
             scores |= more
+        if problem.matched is not None:
+            scores |= observation_scores(problem.matched, ensemble)
         return scores
 
     (run.directory / "report.html").unlink(missing_ok=True)  # until it is written, it is not done
@@ -77,6 +90,10 @@ def evaluate(
             posterior=ensembles["posterior"],
             reference=ensembles.get("reference"),
         )
+        if problem.matched is not None:
+            table = departures(problem.matched, ensembles["posterior"])
+            labelled.save(dataset(table), run.directory / "observations.nc")
+            table.to_csv(run.directory / "observations.csv", index=False)
         write_text(run.directory / "metrics.json", json.dumps(scores, indent=2) + "\n")
     write_report(run, problem, ensembles, scores)
     return scores

@@ -31,9 +31,10 @@ def run(
     """
     record = Run(experiment, directory, progress=progress)
     needs_model = experiment.require("method", "a run").needs_model
+    trains = needs_model and experiment.model.pretrained is None
     wanted: dict[str, tuple[Callable[..., object], bool]] = {
-        "simulate": (simulate, True),
-        "train": (train, needs_model),
+        "simulate": (simulate, trains or experiment.assimilate.observations is None),
+        "train": (train, trains),
         "sample": (sample, needs_model and experiment.sample is not None),
         "assimilate": (assimilate, True),
         "evaluate": (evaluate, True),

@@ -112,7 +112,8 @@ def _stages(
         yield f"took {count} from {data}", lambda: _copy(data, folder / "data", small.data)
     else:
         yield f"simulated {count}", lambda: simulate(small, folder, progress=progress)
-    if small.method is None or small.method.needs_model:
+    needs_model = small.method is None or small.method.needs_model
+    if needs_model and small.model.pretrained is None:
         batches = f"{BATCHES} batches of {small.train.batch_size} windows"
         yield (
             f"trained on {batches}, validated, wrote a checkpoint",
@@ -124,7 +125,7 @@ def _stages(
                 small, folder, progress=progress, resume=True, may_change=["train.epochs"]
             ),
         )
-    if small.sample is not None and (small.method is None or small.method.needs_model):
+    if small.sample is not None and needs_model:
         yield (
             f"sampled {small.sample.members} trajectories of {small.sample.length} states",
             lambda: sample(small, folder, progress=progress),

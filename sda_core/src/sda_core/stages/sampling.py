@@ -5,15 +5,16 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from sda_core import labelled
 from sda_core.experiment import Experiment
 from sda_core.method import sample_members
 from sda_core.metrics import log_prior
 from sda_core.progress import ProgressOption, announce
 from sda_core.rundir import Run
 from sda_core.stages.common import SAMPLE, load_model, sampling_steps, stream
+from sda_core.stages.streaming import ensemble_file
 from sda_core.system import HasLogProb
 
 
@@ -37,6 +38,7 @@ def sample(
     shape = (config.members, config.length, *model.spec.state_shape)
     with (
         run.stage("sample") as results,
+        ensemble_file(run, "sample", model.spec, shape, model) as ensemble,
         sampling_steps(run, "sampling the prior") as on_step,
     ):
         x = sample_members(
@@ -48,11 +50,11 @@ def sample(
             memory=getattr(experiment.method, "memory", None),
             announce=partial(announce, run.progress),
             on_step=on_step,
+            ensemble=ensemble,
         )
         if isinstance(experiment.system, HasLogProb):
-            results["log_prior"] = float(log_prior(experiment.system, x).mean())
+            log_p = [log_prior(experiment.system, part) for part in x.split(64)]
+            results["log_prior"] = float(torch.cat(log_p).mean())
         results |= run.result_numbers("sample", model=model, samples=x)
-        labelled.save(
-            labelled.trajectories(x, model.spec).rename("samples"), run.directory / "samples.nc"
-        )
+        ensemble.finish(x)
     return x

@@ -21,6 +21,7 @@ from sda_core.errors import (
     AssimilationError,
     CheckpointError,
     CheckpointWarning,
+    ConfigError,
     SDAError,
     StoppedError,
     TrainingError,
@@ -77,7 +78,7 @@ def train(
         The trained model, also written to ``model/``.
 
     Raises:
-        ConfigError: There is no data set.
+        ConfigError: There is no data set, the model is a pretrained one.
         DataError: The data are not finite, or do not have the statistics that the store states.
         CheckpointError: The directory holds a checkpoint of another configuration, none that is
             whole, or none at all where one must be.
@@ -86,6 +87,11 @@ def train(
         StoppedError: Ctrl-C or SIGTERM; what was trained is kept.
     """
     run = Run(experiment, directory, progress=progress)
+    if experiment.model.pretrained is not None:
+        raise ConfigError(
+            f"model.pretrained = {experiment.model.pretrained!r}: this experiment uses a trained "
+            "model, and there is nothing to train. Leave it out to train one"
+        )
     experiment.require("kernel", "training")
     experiment.require("schedule", "training")
     if experiment.train.sample_every is not None:

@@ -59,11 +59,30 @@ class Variable:
 
 @attrs.frozen(eq=False)
 class Axis:
-    """A named grid axis with the coordinates of its points, shape (n,)."""
+    """A named grid axis.
+
+    Attributes:
+        name: Its name.
+        values: Coordinates of its points, (n,).
+        units: Their unit.
+        period: Length of the domain after which coordinates repeat; None if they do not.
+
+    Raises:
+        ConfigError: The points do not lie within one period.
+    """
 
     name: str
     values: np.ndarray = attrs.field(converter=np.asarray)
     units: str = "1"
+    period: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.period is not None and not np.ptp(self.values) < self.period:
+            raise ConfigError(
+                f"axis {self.name!r} has a period of {self.period:g}, but points from "
+                f"{self.values.min():g} to {self.values.max():g}: leave out those that repeat "
+                "others, or give the length of the whole domain"
+            )
 
 
 def _variables(value: Sequence[str | Variable]) -> tuple[Variable, ...]:

@@ -25,6 +25,7 @@ from sda_core.testing.kalman import Smoothed, rts_smoother
 from sda_core.testing.kernel import check_kernel
 from sda_core.testing.method import check_method
 from sda_core.testing.moments import Grade, affine_moments, grade, sampled_moments
+from sda_core.testing.noise import check_noise
 from sda_core.testing.observation import check_observation
 from sda_core.testing.promises import Check
 from sda_core.testing.sampler import check_sampler
@@ -47,6 +48,7 @@ __all__ = [
     "check_guidance",
     "check_kernel",
     "check_method",
+    "check_noise",
     "check_observation",
     "check_sampler",
     "check_schedule",

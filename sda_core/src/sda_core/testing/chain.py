@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from sda_core.config import component
 from sda_core.data import Standardization
-from sda_core.guidance import GaussianLikelihood
+from sda_core.guidance import Likelihood
 from sda_core.method import Problem
 from sda_core.observation import Select
 from sda_core.schedule import VP, Schedule
@@ -136,13 +136,13 @@ class GaussianProblem:
         return self.covariance.diagonal().sqrt().reshape(self.mean.shape)
 
     @property
-    def likelihood(self) -> GaussianLikelihood:
+    def likelihood(self) -> Likelihood:
         """p(y | x) for trajectories in model space."""
         operator, scaling = self.problem.observation.operator, self.model.standardization
-        return GaussianLikelihood(
+        return Likelihood(
             operator=lambda x: operator(scaling.to_physical(x)),
             y=self.problem.y,
-            std=self.problem.observation.std,
+            noise=self.problem.observation.noise,
         )
 
     @property

@@ -20,6 +20,7 @@ from sda_core.config import describe, structure, unstructure
 from sda_core.guidance import Guidance
 from sda_core.kernel import Kernel
 from sda_core.method import Method
+from sda_core.noise import Noise
 from sda_core.observation import Observation
 from sda_core.plugins import PluginManager, default_manager
 from sda_core.sampler import Sampler
@@ -29,6 +30,7 @@ from sda_core.testing import (
     guidance,
     kernel,
     method,
+    noise,
     observation,
     sampler,
     schedule,
@@ -50,6 +52,7 @@ _KINDS: dict[str, tuple[Any, tuple[Callable[..., None], ...], dict[str, Any]]] =
         observation.PROMISES,
         {"spec": observation.DEFAULT_SPEC, "length": observation.DEFAULT_LENGTH},
     ),
+    "noise": (Noise, noise.PROMISES, {"shape": noise.DEFAULT_SHAPE}),
     "method": (Method, method.PROMISES, {"tolerance": method.DEFAULT_TOLERANCE}),
     "tracker": (Tracker, tracker.PROMISES, {}),
 }
@@ -98,7 +101,7 @@ def checks(
         fields: Its configuration, where the defaults are not what should be checked.
         manager: Where it is looked up; None for what is installed.
         **conditions: What the kind's checks take besides: ``window`` for kernels, ``tolerance`` for
-            samplers and methods, ``spec`` and ``length`` for observations.
+            samplers and methods, ``spec`` and ``length`` for observations, ``shape`` for noises.
 
     Raises:
         UnknownComponentError: There is no such kind.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sda_core.denoiser import Denoiser
-from sda_core.guidance import GaussianLikelihood, Guidance
+from sda_core.guidance import Guidance, Likelihood
 from sda_core.schedule import Schedule
 
 
@@ -95,7 +95,7 @@ class ExactGuidance(Guidance):
 
     exact_for_gaussian: ClassVar[bool] = True
 
-    def __call__(self, prior: Denoiser, likelihood: GaussianLikelihood) -> GaussianDenoiser:
+    def __call__(self, prior: Denoiser, likelihood: Likelihood) -> GaussianDenoiser:
         """Make the denoiser of the posterior.
 
         Raises:
@@ -103,12 +103,13 @@ class ExactGuidance(Guidance):
         """
         if not isinstance(prior, GaussianDenoiser):
             raise TypeError(f"exact guidance takes a GaussianDenoiser, got {type(prior).__name__}")
-        H, c = affine_map(likelihood.operator, prior.mean.shape)
+        # Whitened residuals, y - H x with independent errors.
+        H, y = affine_map(likelihood.residual, prior.mean.shape)
         mean, covariance = gaussian_posterior(
             prior.mean.flatten().double(),
             prior.covariance.double(),
-            H,
-            likelihood.y.double().flatten() - c,
-            likelihood.std.double().flatten(),
+            -H,
+            y,
+            likelihood.noise.std,
         )
         return GaussianDenoiser(mean.reshape(prior.mean.shape), covariance, prior.schedule)

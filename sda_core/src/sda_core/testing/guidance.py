@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sda_core.denoiser import Denoiser
 from sda_core.guidance import Guidance
+from sda_core.noise import GaussianNoise
 from sda_core.schedule import VE, VP, Schedule
 from sda_core.testing.chain import GaussianProblem, gaussian_problem
 from sda_core.testing.promises import keep, normal, require, require_close
@@ -104,7 +105,8 @@ def _uninformative(guidance: Guidance) -> None:
     """With std towards infinity the prior is left as it is, if std plays a part (uses_std)."""
     problem = _problem()
     posterior = _guide(guidance, problem)
-    vague = attrs.evolve(problem.likelihood, std=problem.likelihood.std * 1e8)
+    noise = GaussianNoise(scale=problem.likelihood.noise.std * 1e8)
+    vague = attrs.evolve(problem.likelihood, noise=noise)
     without = guidance(problem.model.denoiser, vague)
     for t in _TIMES:
         x = _noised(problem, t)

@@ -83,30 +83,51 @@ def _times(observation: Observation, spec: SystemSpec, length: int) -> None:
 
 
 def _log_prob(observation: Observation, spec: SystemSpec, length: int) -> None:
-    """log_prob is that of N(A(x), std^2), and what each time gives adds up to it."""
+    """log_prob is that of its noise at A(x), and what each time gives adds up to it."""
     model, x = _model(observation, spec, length), _x(spec, length, 3)
     y = model.sample(x[0], generator(0))
     log_p = model.log_prob(y, x)
-    normals = torch.distributions.Normal(model.operator(x), model.std)
-    require_close(log_p, normals.log_prob(y).flatten(1).sum(1), "log_prob", rtol=1e-9, atol=1e-9)
-    if model.times is not None:
+    mean = model.operator(x)
+    expected = model.noise.log_prob(y.flatten(), mean.reshape(3, -1))
+    if observation.std is not None:
+        normals = torch.distributions.Normal(mean, model.std)
+        expected = normals.log_prob(y).reshape(3, -1).sum(1)
+    require_close(log_p, expected, "log_prob", rtol=1e-9, atol=1e-9)
+    if model.times is not None and not model.noise.correlates(model.times.flatten()):
         terms = [model.log_prob_at(i, y, x[:, i]) for i in range(length)]
         total = torch.stack([t for t in terms if t is not None]).sum(0)
         require_close(total, log_p, "the sum over times", rtol=1e-9, atol=1e-9)
 
 
 def _sample(observation: Observation, spec: SystemSpec, length: int) -> None:
-    """Draws scatter around A(x) with std, by the generator given."""
+    """Draws scatter around A(x) as their noise says, by the generator given."""
     model, x = _model(observation, spec, length), _x(spec, length)
     draws = torch.stack([model.sample(x, generator(seed)) for seed in range(64)])
     require(torch.equal(draws[3], model.sample(x, generator(3))), "one seed gives two draws")
-    z = (draws - model.operator(x)) / model.std
-    n = z.numel() ** 0.5
-    require(abs(float(z.mean())) < 5 / n, f"the mean is {float(z.mean()):.3f} std off")
-    require(abs(float(z.square().mean()) - 1) < 7 / n, "the scatter is not std")
+    square = torch.stack([model.misfit(y, x) for y in draws])
+    n = square.numel() ** 0.5
+    off = float((draws - model.operator(x)).div(model.std).mean())
+    if observation.std is not None:
+        require(abs(off) < 5 / n, f"the mean is {off:.3f} std off")
+    require(
+        abs(float(square.mean()) - 1) < 7 * float(square.std()) / n,
+        "the scatter is not the noise's",
+    )
 
 
-PROMISES = (_shape, _batch, _gradient, _times, _log_prob, _sample)
+def _select(observation: Observation, spec: SystemSpec, length: int) -> None:
+    """Some of its entries are those entries, with their noise and times."""
+    model, x = _model(observation, spec, length), _x(spec, length, 2)
+    some = (torch.arange(len(model.noise.std)) % 2 == 0).reshape(model.shape)
+    part = model.select(some)
+    require_close(part.operator(x), model.operator(x)[:, some], "A(x)", rtol=1e-12)
+    require(part.shape == part.operator(x)[0].shape, f"the shape is {tuple(part.shape)}")
+    require_close(part.std, model.std[some], "std", rtol=1e-12)
+    if model.times is not None and part.times is not None:
+        require(torch.equal(part.times, model.times[some]), "the times are others")
+
+
+PROMISES = (_shape, _batch, _gradient, _times, _log_prob, _sample, _select)
 
 
 def check_observation(
@@ -115,7 +136,7 @@ def check_observation(
     """Check what every observation promises.
 
     Args:
-        observation: The observation, with its std.
+        observation: The observation, with its std or noise.
         spec: What the states are.
         length: Number of states in the trajectories.
 
