@@ -24,7 +24,8 @@ from sda_core.sampler import Sampler
 from sda_dps.ancestral import AncestralWalk
 from sda_dps.twist import GivesLogLikelihood, log_twist
 
-#: Below this share of the particles, effective sample size and ancestors are worth a warning.
+#: Below this share of the particles, an effective sample size is worth a warning. Few first ancestors
+#: are not: each step's fresh noise sets particles apart that were one when all was noise.
 FEW = 0.1
 
 
@@ -245,7 +246,7 @@ class TwistedSMC(Method):
                     "lost": lost,
                 }
             )
-        if min(min(sizes), families) < FEW * self.particles:
+        if min(sizes) < FEW * self.particles:
             warnings.warn(
                 f"{line}: the ensemble says little about the spread. Use more particles, a better "
                 "guidance, or more steps",
