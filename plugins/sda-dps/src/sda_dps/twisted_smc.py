@@ -24,8 +24,8 @@ from sda_core.sampler import Sampler
 from sda_dps.ancestral import AncestralWalk
 from sda_dps.twist import GivesLogLikelihood, log_twist
 
-#: Below this share of the particles, an effective sample size is worth a warning. Few first ancestors
-#: are not: each step's fresh noise sets particles apart that were one when all was noise.
+#: Below this share of the particles, an effective sample size is worth a warning. Few ancestors are
+#: not: each step's fresh noise sets particles apart that were one when all was noise.
 FEW = 0.1
 
 
