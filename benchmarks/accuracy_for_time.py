@@ -48,6 +48,7 @@ def main(
     members: Annotated[int, typer.Option(help="Members of each ensemble.")] = 256,
     sets: Annotated[int, typer.Option(help="Observation sets.")] = 2,
     steps: Annotated[str, typer.Option(help="Numbers of steps of this project.")] = "16,32,64",
+    change: Annotated[list[str] | None, typer.Option("--set", help="Change a value.")] = None,
     corrections: Annotated[str, typer.Option(help="Corrections of the original.")] = "0,1,4",
 ) -> None:
     """Print the table."""
@@ -57,7 +58,9 @@ def main(
     rows: dict[str, list[tuple[float, dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(sets):
-            experiment = load_experiment(source, [*LO, f"assimilate.trajectory={number}"])
+            experiment = load_experiment(
+                source, [*LO, *(change or []), f"assimilate.trajectory={number}"]
+            )
             run = Run(experiment, source if Path(source).is_dir() else folder)
             if not run.data.is_dir():
                 simulate(experiment, folder, progress=False)
@@ -92,7 +95,7 @@ def main(
         numbers = [np.mean([s for s, _ in values])]
         numbers += [np.mean([scores[key] for _, scores in values]) for key in keys]
         cells = [f"{v:.{d}f}" for v, d in zip(numbers, (1, 2, 1, 1, 2), strict=True)]
-        table.add_row(label, *cells)
+        table.add_row(label, "" if np.isnan(numbers[0]) else cells[0], *cells[1:])
     Console(width=110).print(table)
 
 
