@@ -110,9 +110,7 @@ def test_sda_does_not_depend_on_the_batch_size() -> None:
 
 def test_sda_errors() -> None:
     problem = gaussian_problem(length=4)
-    with pytest.raises(
-        AssimilationError, match="'sda' needs a trained model, a sampler and a guid"
-    ):
+    with pytest.raises(AssimilationError, match="SDA needs a trained model, a sampler and a guid"):
         SDA().assimilate(problem.problem, 2, 0, Toolbox(model=problem.model))
 
     class Lost(ExactGuidance):

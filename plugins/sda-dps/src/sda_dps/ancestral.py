@@ -7,15 +7,25 @@ import torch
 from torch import Tensor
 
 from sda_core.denoiser import Denoiser
+from sda_core.sampler.ddim import fresh_share
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class AncestralWalk:
     r"""Steps x_s ~ N(carry x_t + gain x0, std^2) down a grid, on states kept on the CPU.
 
-    With fresh = eta^2 (1 - SNR_t / SNR_s) this is DDIM with a share eta of fresh noise:
-    carry = sigma_s sqrt(1 - fresh) / sigma_t, gain = alpha_s - alpha_t carry, std^2 = sigma_s^2
-    fresh.
+    With a share ``fresh`` of fresh noise (:func:`sda_core.sampler.ddim.fresh_share`) the mean is
+    that of DDIM: carry = sigma_s sqrt(1 - fresh) / sigma_t and gain = alpha_s - alpha_t carry. DDIM
+    draws with std^2 = sigma_s^2 fresh, the variance given x_t and x_0, as if x0 were x_0. The best
+    Gaussian adds what x_0 scatters about x0,
+
+        std^2 = sigma_s^2 fresh + gain^2 E (x_0 - x0)^2,
+
+    without which few steps draw too narrow samples.
+
+    References:
+        - Bao et al., "Analytic-DPM: an Analytic Estimate of the Optimal Reverse Variance in
+          Diffusion Probabilistic Models", 2022, https://arxiv.org/abs/2201.06503, theorem 1
 
     Attributes:
         prior: E[x_0 | x_t].
@@ -38,9 +48,9 @@ class AncestralWalk:
         return self.prior.schedule.alpha(self.times[i]), self.prior.schedule.sigma(self.times[i])
 
     def coefficients(self, i: int) -> tuple[float, float, float]:
-        """(carry, gain, std) of the step from time i to time i + 1."""
+        """(carry, gain, std) of the step from time i to time i + 1, with the std of DDIM."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.scales(i), self.scales(i + 1)
-        fresh = self.eta**2 * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
+        fresh = fresh_share(self.prior.schedule, self.times[i], self.times[i + 1], self.eta)
         carry = sigma_s / sigma_t * torch.sqrt(1 - fresh)
         return float(carry), float(alpha_s - alpha_t * carry), float(sigma_s * torch.sqrt(fresh))
 

@@ -7,30 +7,31 @@ References:
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 
-from sda_core.config import Check, at_least, between, component, option, positive
+from sda_core.config import Check, at_least, between, component, option
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
 from sda_core.errors import AssimilationError, AssimilationWarning
 from sda_core.guidance import Likelihood
-from sda_core.method import SDA, Method, PriorModel, Problem, Toolbox, plan_memory, tuned
+from sda_core.method import Guided, GuidedMethod, Problem, Toolbox, plan_memory
 from sda_core.random import MemberNoise, seeded_generator
-from sda_core.sampler import Sampler
 from sda_dps.ancestral import AncestralWalk
 from sda_dps.twist import GivesLogLikelihood, log_twist
 
 #: Below this share of the particles, an effective sample size is worth a warning. Few ancestors are
 #: not: each step's fresh noise sets particles apart that were one when all was noise.
 FEW = 0.1
+#: Entries of trajectories on which the mean square error of estimates is measured, or of one.
+ENTRIES = 2**18
 
 
 @component
-class TwistedSMC(Method):
+class TwistedSMC(GuidedMethod):
     r"""Particles go down the sampler's grid by guided steps, and are weighted for what is wrong.
 
     A step draws x_s from q(x_s | x_t), Gaussian with the mean of an ancestral step at the guided
@@ -44,18 +45,17 @@ class TwistedSMC(Method):
     falls below ``threshold`` times their number; members are drawn from them at the end.
 
     So guidance and psi decide how many particles are needed, not what they converge to: the
-    posterior under the prior that ancestral sampling of the unguided model *with these steps* draws
-    from. With few steps that prior is itself somewhat off.
+    posterior under the prior that these steps draw from without guidance. With few steps that prior
+    is itself somewhat off, but less so than under other samplers, as the variance of each step is
+    the best one (:mod:`sda_dps.ancestral`).
 
     Of the sampler only its grid and ``denoise_final`` are used. Evaluations of the network: one
-    guided one a step and particle, and ``calibration`` samples of the prior, denoised twice a step.
+    guided one a step and particle, and one a step of ``calibration`` samples of the prior.
 
     Good values: as many particles as the effective sample size asks for. It is reported, with the
     number of initial particles that the final ones descend from, and low in hundreds of dimensions
     unless the guidance is good.
     """
-
-    needs_model: ClassVar[bool] = True
 
     particles: int = option(default=256, check=at_least(2), help="number of particles")
     eta: float = option(
@@ -73,17 +73,6 @@ class TwistedSMC(Method):
         check=at_least(2),
         help="samples of the prior on which the error of its estimates is measured",
     )
-    batch_size: int | None = option(
-        default=None,
-        check=at_least(1),
-        help="particles evaluated at once; as many as the memory holds if not set",
-    )
-    memory: float | None = option(
-        default=None,
-        check=positive,
-        units="GiB",
-        help="memory to use on the device; half of what is free if not set",
-    )
 
     def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
         """Move, weight and resample particles, then draw ``members`` of them.
@@ -98,22 +87,11 @@ class TwistedSMC(Method):
                 f"{members} members cannot be drawn from {self.particles} particles: raise "
                 "method.particles or ask for fewer members"
             )
-        tools = tuned(SDA(batch_size=self.batch_size, memory=self.memory), problem, seed, tools)
-        model, sampler, guidance = tools.model, tools.sampler, tools.guidance
-        if model is None or sampler is None or guidance is None:
-            raise AssimilationError(
-                "method 'twisted-smc' needs a trained model, a sampler and a guidance: train a "
-                "model first (sda train), and give [sampler] and [guidance]"
-            )
-        scaling, observation = model.standardization, problem.observation
-        likelihood = Likelihood(
-            operator=lambda x: observation.operator(scaling.to_physical(x)),
-            y=problem.y,
-            noise=observation.noise,
-        )
-        walk = self._walk(model, sampler, problem, lambda prior: guidance(prior, likelihood), tools)
+        guided = self.guided(problem, seed, tools)
+        sampler, guidance, likelihood = guided.sampler, guided.guidance, guided.likelihood
+        walk = self._walk(guided, problem, tools)
         own = guidance if isinstance(guidance, GivesLogLikelihood) else None
-        errors = [] if own else self._errors(walk, likelihood, sampler.denoise_final, problem, seed)
+        errors, variances = self._errors(walk, likelihood, sampler.denoise_final, problem, seed)
 
         last = len(walk.times) - 1
         noise, generator = MemberNoise(seed, range(self.particles)), seeded_generator(seed, 0, 0)
@@ -133,7 +111,7 @@ class TwistedSMC(Method):
             else:
                 x = x0 = walk.denoise(x, last) if sampler.denoise_final else x
                 sound = x.flatten(1).isfinite().all(1)
-                psi = observation.log_prob(problem.y, scaling.to_physical(x.double()))
+                psi = likelihood.log_prob(x.double())
             log_w, log_psi = log_w + psi - log_psi, psi
             sound &= log_w.isfinite()
             if not sound.any():
@@ -153,7 +131,8 @@ class TwistedSMC(Method):
                 if i < last:
                     x0_y = x0_y[chosen]
             if i < last:
-                carry, gain, std = walk.coefficients(i)
+                carry, gain, ddim = walk.coefficients(i)
+                std = torch.sqrt(ddim**2 + gain**2 * variances[i])
                 # A step with z from the guided mean is one with z + shift from the prior's. Where
                 # guidance is not a number, the prior's step does, and the weight is still right.
                 shift = torch.nan_to_num(gain / std * (x0_y - x0))
@@ -164,24 +143,17 @@ class TwistedSMC(Method):
                 tools.on_step(i + 1, last + 1)
         self._report(sizes, ancestors, lost, tools)
         order = torch.randperm(self.particles, generator=generator)
-        return scaling.to_physical(x[order[:members]])
+        return guided.model.standardization.to_physical(x[order[:members]])
 
-    def _walk(
-        self,
-        model: PriorModel,
-        sampler: Sampler,
-        problem: Problem,
-        guide: Callable[[Denoiser], Denoiser],
-        tools: Toolbox,
-    ) -> AncestralWalk:
+    def _walk(self, guided: Guided, problem: Problem, tools: Toolbox) -> AncestralWalk:
         """The steps, in batches that fit the memory."""
-        prior, device = model.trajectory_denoiser(), model.device
-        times = sampler.times(prior.schedule)
+        prior, device = guided.model.trajectory_denoiser(), guided.model.device
+        times = guided.sampler.times(prior.schedule)
 
         def some_steps(prior: Denoiser) -> None:
-            x, guided = torch.zeros(1, *problem.shape, device=device), guide(prior)
+            x, denoiser = torch.zeros(1, *problem.shape, device=device), guided.guide(prior)
             for t in times[:: max(1, len(times) // 8)]:
-                guided(x, t.to(x))
+                denoiser(x, t.to(x))
 
         plan = plan_memory(
             prior,
@@ -198,7 +170,7 @@ class TwistedSMC(Method):
             prior.chunk_size = plan.chunk_size
         return AncestralWalk(
             prior=prior,
-            guided=guide(prior),
+            guided=guided.guide(prior),
             times=times,
             eta=self.eta,
             batch_size=plan.batch_size,
@@ -212,19 +184,28 @@ class TwistedSMC(Method):
         denoise_final: bool,
         problem: Problem,
         seed: int,
-    ) -> list[Tensor]:
-        """A(x_0) - A(x0) at each time but the last, of samples of the prior, each (K, n)."""
-        last = len(walk.times) - 1
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        r"""How far samples of the prior are from their estimates x0, at each time but the last.
+
+        Returns:
+            A(x_0) - A(x0), each (K, n), and E (x_0 - x0)^2 by variable, each (C, 1, ...).
+        """
+        last, shape = len(walk.times) - 1, (self.calibration, *problem.shape)
+        few = max(1, ENTRIES // math.prod(problem.shape))  # samples, for the mean over all entries
         noise = MemberNoise(seeded_generator(seed, 0, 1).initial_seed(), range(self.calibration))
-        x = float(walk.scales(0)[1]) * noise.normal((self.calibration, *problem.shape))
-        residuals = []
+        x = float(walk.scales(0)[1]) * noise.normal(shape)
+        residuals, estimates = [], []
         for i in range(last):
             x0 = walk.denoise(x, i)
             residuals.append(likelihood.residual(x0).double())
+            estimates.append(x0[:few].clone())
             carry, gain, std = walk.coefficients(i)
-            x = carry * x + gain * x0 + std * noise.normal(x.shape)
-        final = likelihood.residual(walk.denoise(x, last) if denoise_final else x).double()
-        return [residual - final for residual in residuals]
+            x = carry * x + gain * x0 + std * noise.normal(shape)
+        x = walk.denoise(x, last) if denoise_final else x
+        errors = [residual - likelihood.residual(x).double() for residual in residuals]
+        axes = (0, 1, *range(3, x.ndim))
+        variances = [(x[:few] - x0).square().mean(axes, keepdim=True)[0, 0] for x0 in estimates]
+        return errors, variances
 
     def _report(self, sizes: Sequence[float], ancestors: Tensor, lost: int, tools: Toolbox) -> None:
         families = len(ancestors.unique())

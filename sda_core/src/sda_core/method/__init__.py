@@ -9,12 +9,14 @@ from sda_core.method.memory_plan import MemoryPlan, plan_memory
 from sda_core.method.particle_filter import ParticleFilter
 from sda_core.method.peak_memory import peak_bytes
 from sda_core.method.sampling import sample_members
-from sda_core.method.sda import SDA
+from sda_core.method.sda import SDA, Guided, GuidedMethod
 from sda_core.method.tuning import tuned
 
 __all__ = [
     "SDA",
     "Ensemble",
+    "Guided",
+    "GuidedMethod",
     "Interpolation",
     "MemoryPlan",
     "Method",

@@ -6,26 +6,48 @@ References:
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import attrs
 from torch import Tensor
 
 from sda_core.config import at_least, component, option, positive
+from sda_core.denoiser import Denoiser
 from sda_core.errors import AssimilationError
 from sda_core.guidance.base import Likelihood
-from sda_core.method.base import Method, Problem, Toolbox
+from sda_core.method.base import Method, PriorModel, Problem, Toolbox
 from sda_core.method.sampling import sample_members
 from sda_core.method.tuning import tuned
 
+if TYPE_CHECKING:
+    from sda_core.guidance.base import Guidance
+    from sda_core.sampler.base import Sampler
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Guided:
+    """What samples of a posterior are made with.
+
+    Attributes:
+        model: The model of the prior.
+        sampler: The sampler.
+        guidance: The guidance, its strength a number.
+        likelihood: p(y | x) for trajectories in model space.
+    """
+
+    model: PriorModel
+    sampler: Sampler
+    guidance: Guidance
+    likelihood: Likelihood
+
+    def guide(self, prior: Denoiser) -> Denoiser:
+        """The denoiser of the posterior."""
+        return self.guidance(prior, self.likelihood)
+
 
 @component
-class SDA(Method):
-    """Samples trajectories from the composed score, guided by the observation.
-
-    Members are sampled in batches, and each depends on (seed, its number) alone. How many members
-    and windows go at once is chosen so that they fit the memory; see
-    :mod:`sda_core.method.memory_plan`. ``model.chunk_size``, where set, is kept.
-    """
+class GuidedMethod(Method):
+    """A method that samples a trained model under a guidance, in batches that fit the memory."""
 
     needs_model: ClassVar[bool] = True
 
@@ -41,19 +63,19 @@ class SDA(Method):
         help="memory to use on the device; half of what is free if not set",
     )
 
-    def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
-        """Sample the posterior.
+    def guided(self, problem: Problem, seed: int, tools: Toolbox) -> Guided:
+        """Take model, sampler and guidance, of the strength that suits the problem, if "auto".
 
         Raises:
-            AssimilationError: Model, sampler or guidance is missing, one window of one member does
-                not fit the memory, or members are lost, however often they are drawn.
+            AssimilationError: One of them is missing, or no strength is found.
         """
-        tools = tuned(self, problem, seed, tools)
+        method = SDA(batch_size=self.batch_size, memory=self.memory)
+        tools = tuned(method, problem, seed, tools)
         model, sampler, guidance = tools.model, tools.sampler, tools.guidance
         if model is None or sampler is None or guidance is None:
             raise AssimilationError(
-                "method 'sda' needs a trained model, a sampler and a guidance: train a model first "
-                "(sda train), and give [sampler] and [guidance]"
+                f"{type(self).__name__} needs a trained model, a sampler and a guidance: train a "
+                "model first (sda train), and give [sampler] and [guidance]"
             )
         scaling, observation = model.standardization, problem.observation
         likelihood = Likelihood(
@@ -61,12 +83,32 @@ class SDA(Method):
             y=problem.y,
             noise=observation.noise,
         )
+        return Guided(model=model, sampler=sampler, guidance=guidance, likelihood=likelihood)
+
+
+@component
+class SDA(GuidedMethod):
+    """Samples trajectories from the composed score, guided by the observation.
+
+    Members are sampled in batches, and each depends on (seed, its number) alone. How many members
+    and windows go at once is chosen so that they fit the memory; see
+    :mod:`sda_core.method.memory_plan`. ``model.chunk_size``, where set, is kept.
+    """
+
+    def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
+        """Sample the posterior.
+
+        Raises:
+            AssimilationError: Model, sampler or guidance is missing, one window of one member does
+                not fit the memory, or members are lost, however often they are drawn.
+        """
+        guided = self.guided(problem, seed, tools)
         return sample_members(
-            model,
-            sampler,
+            guided.model,
+            guided.sampler,
             (members, *problem.shape),
             seed,
-            guide=lambda prior: guidance(prior, likelihood),
+            guide=guided.guide,
             batch_size=self.batch_size,
             memory=self.memory,
             announce=tools.announce,

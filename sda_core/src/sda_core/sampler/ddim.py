@@ -16,15 +16,23 @@ from sda_core.config import between, component, option
 from sda_core.denoiser.base import Denoiser, x0_to_eps
 from sda_core.random import Noise
 from sda_core.sampler.base import Sampler
+from sda_core.schedule import Schedule
+
+
+def fresh_share(schedule: Schedule, t: Tensor, s: Tensor, eta: float) -> Tensor:
+    """Share of the variance of the noise at s that a step from t draws anew, ().
+
+    eta^2 (1 - SNR_t / SNR_s), as eta = 1 gives the variance of x_s given x_t and x_0.
+    """
+    ratio = schedule.alpha(t) * schedule.sigma(s) / (schedule.alpha(s) * schedule.sigma(t))
+    # For neighbouring times of a fine grid it may be rounded to more than 1.
+    return eta**2 * (1 - (ratio**2).clamp_max(1))
 
 
 def ddim_step(
     denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, eta: float, noise: Noise
 ) -> Tensor:
-    r"""x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z.
-
-    v = sigma_s^2 (1 - SNR_t / SNR_s) is the variance of x_s given x_t and x_0.
-    """
+    """x_s = alpha_s x0 + sigma_s (sqrt(1 - fresh) eps + sqrt(fresh) z)."""
     schedule = denoiser.schedule
     alpha_t, sigma_t = schedule.alpha(t), schedule.sigma(t)
     alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
@@ -32,9 +40,7 @@ def ddim_step(
     eps = x0_to_eps(x, x0, alpha_t, sigma_t)
     if eta == 0:
         return alpha_s * x0 + sigma_s * eps
-    # SNR_t / SNR_s; for neighbouring times of a fine grid it may be rounded to more than 1.
-    ratio = ((alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2).clamp_max(1)
-    fresh = eta**2 * (1 - ratio)
+    fresh = fresh_share(schedule, t, s, eta)
     z = noise.normal(x.shape)
     return alpha_s * x0 + sigma_s * (torch.sqrt(1 - fresh) * eps + torch.sqrt(fresh) * z)
 
