@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := sda_core sda_lorenz sda_kolmogorov plugins/sda-mlp plugins/sda-transformer \
-	plugins/sda-unet plugins/sda-dps plugins/sda-wandb plugins/sda-tensorboard
+	plugins/sda-unet plugins/sda-dps plugins/sda-wandb plugins/sda-tensorboard plugins/sda-ray
 TOOLS := build editables hatchling hypothesis import-linter jaxtyping beartype mypy pytest pytest-xdist ruff scipy zarr
 READY := $(VENV)/.ready
 

@@ -1,10 +1,15 @@
-"""Posterior of noisy Lorenz-63 against the particle filter, over several observation sets.
+r"""Posterior of noisy Lorenz-63 against the particle filter, over several observation sets.
 
 Prints the mean over observation sets of E log p(x), E log p(y|x) and the Wasserstein-1 distance to
 a particle filter, for the paper's scenarios LO and HI, beside those of a second, independent run of
 the filter. Exact values: E log p(x) = +81.7, E log p(y|x) = +14.19 (LO) and -2.12 (HI).
 
     python benchmarks/lorenz63.py runs/lorenz63-quick --sets 8 --members 128
+
+The model that comes with sda-lorenz, on new trajectories:
+
+    python benchmarks/lorenz63.py lorenz63-pretrained --sets 16 --members 1024 \
+        --set method.particles=1024 --set data.trajectories=160
 """
 
 from __future__ import annotations
@@ -18,12 +23,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sda_core import load_experiment
+from sda_core import load_experiment, simulate
 from sda_core.evaluation import evaluate_ensemble
 from sda_core.method import ParticleFilter, Toolbox
-from sda_core.model import TrainedModel
 from sda_core.rundir import Run
 from sda_core.stages import make_problem
+from sda_core.stages.common import load_model
 
 SCENARIOS = {
     "LO": ["observation.every=8", "observation.std=0.05"],
@@ -33,7 +38,7 @@ COLUMNS = ("log_prior", "log_prior_median", "log_likelihood", "wasserstein1", "c
 
 
 def main(
-    directory: Annotated[Path, typer.Argument(help="A trained run directory.")],
+    source: Annotated[str, typer.Argument(help="A trained run directory, or a pretrained preset.")],
     sets: Annotated[int, typer.Option(help="Observation sets, one test trajectory each.")] = 8,
     members: Annotated[int, typer.Option(help="Members of each ensemble.")] = 128,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change a value.")] = None,
@@ -41,6 +46,7 @@ def main(
     first: Annotated[int, typer.Option(help="Number of the first test trajectory.")] = 0,
 ) -> None:
     """Print the table."""
+    directory = Path(source) if Path(source).is_dir() else Path("runs") / source
     table = Table(title=f"{directory.name}: {sets} observation sets, {members} members")
     for column in (
         "scenario",
@@ -58,11 +64,14 @@ def main(
         rows: dict[str, list[list[float]]] = {"posterior": [], "filter": []}
         for number in range(first, first + sets):
             experiment = load_experiment(
-                directory, [*overrides, f"assimilate.trajectory={number}", *(change or [])]
+                source, [*overrides, f"assimilate.trajectory={number}", *(change or [])]
             )
-            problem = make_problem(Run(experiment, directory))
+            run = Run(experiment, directory)
+            if experiment.model.pretrained is not None and not run.is_done("simulate"):
+                simulate(experiment, directory)
+            problem = make_problem(run)
             tools = Toolbox(
-                model=TrainedModel.load(directory / "model", config=experiment.model),
+                model=load_model(run),
                 sampler=experiment.sampler,
                 guidance=experiment.guidance,
             )

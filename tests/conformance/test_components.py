@@ -126,11 +126,24 @@ CASES: dict[tuple[str, str], list[dict]] = {
     ("method", "twisted-smc"): [{"particles": 4096}],
     ("kernel", "mlp"): [{"width": 16, "depth": 2}, {"activation": "ReLU"}],
     ("kernel", "transformer"): [{"width": 16, "heads": 2, "blocks": 2}],
+    ("cluster", "ray"): [{"cpus": 2}],
     ("tracker", "wandb"): [
         {"mode": "offline", "group": "g", "tags": ["a", "b"]},
         {"mode": "disabled", "upload_model": False},
     ],
     ("tracker", "tensorboard"): [{}, {"directory": "events"}],
+    ("sweep", "ray-tune"): [
+        {"space": {"train.learning_rate": {"log_range": [1e-4, 1e-2]}}},
+        {
+            "stage": "assimilate",
+            "metric": "crps",
+            "search": "grid",
+            "space": {
+                "guidance": {"name": {"choice": ["gaussian", "mmps"]}},
+                "sampler": {"steps": {"integers": [16, 64], "step": 16}},
+            },
+        },
+    ],
 }
 
 

@@ -3,8 +3,6 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import attrs
@@ -16,12 +14,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sda_core.cli import make_app
+from sda_core.cluster import Local
 from sda_core.data import DataConfig, Standardization, TrajectoryStore, generate, verify
-from sda_core.data.generate import make_part, preview
+from sda_core.data.generate import preview
 from sda_core.data.parts import Parts
 from sda_core.data.preview import Preview, duration_text, measure_seconds
 from sda_core.data.writer import chunk_shape
 from sda_core.errors import (
+    ClusterError,
     ConfigError,
     DataError,
     ShapeError,
@@ -421,10 +421,8 @@ def test_says_beforehand_what_is_to_come(workers, rounds, tmp_path, monkeypatch,
     monkeypatch.setitem(
         generate.__globals__, "measure_seconds", lambda system, steps, n: 60.0 * steps * n
     )
-    monkeypatch.setitem(
-        generate.__globals__,
-        "_in_processes",
-        lambda system, parts, missing, workers: (make_part(system, parts, b) for b in missing),
+    monkeypatch.setattr(
+        Local, "map", lambda self, work, tasks, workers: ((i, work(t)) for i, t in enumerate(tasks))
     )
     interrupt(tmp_path)
     make(Walk(), tmp_path, workers=workers, progress=True)
@@ -528,26 +526,11 @@ def test_a_block_size_of_the_system_itself(tmp_path):
 
 
 def test_system_that_cannot_be_pickled(tmp_path):
-    class Local(Swing):
+    class Unwieldy(Swing):
         pass
 
-    with pytest.raises(ConfigError, match=r"Local cannot be sent to 2 worker.*data.workers = 1"):
-        make(Local(), tmp_path, workers=2)
-
-
-def test_a_worker_that_dies(tmp_path, monkeypatch):
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, workers, context, initializer):
-            super().__init__(workers)
-
-        def submit(self, function, *arguments):
-            future = Future()
-            future.set_exception(BrokenProcessPool("died"))
-            return future
-
-    monkeypatch.setitem(generate.__globals__, "ProcessPoolExecutor", Pool)
-    with pytest.raises(DataError, match=r"one of 2 worker processes died.*fewer workers"):
-        make(Walk(), tmp_path, workers=2)
+    with pytest.raises(ClusterError, match=r"cannot be sent to 2 worker.*Unwieldy.*one worker"):
+        make(Unwieldy(), tmp_path, workers=2)
 
 
 def test_a_split_without_trajectories_has_no_file(tmp_path):

@@ -213,6 +213,8 @@ def test_errors_when_made() -> None:
         Compose(parts=())
     with pytest.raises(ConfigError, match=r"parts\[1\].std = 0.5: noise is added once"):
         Compose(parts=(Select(), Select(std=0.5)))
+    with pytest.raises(ConfigError, match=r"parts\[0\].parts\[1\].std = 0.5: noise is added once"):
+        Compose(parts=(Concatenate(parts=(Select(), Select(std=0.5))),), std=1.0)
     with pytest.raises(ConfigError, match="parts is empty: give at least one observation"):
         Concatenate(parts=())
     with pytest.raises(ConfigError, match=r"std = 0.5: each part of a 'concatenate' has its own"):

@@ -135,7 +135,7 @@ def test_missing_interface(site: Any) -> None:
 def test_other_interface(site: Any) -> None:
     site.add("sda-bad", "sda_interface = 2\n")
     assert broken_cause(site).endswith(
-        "it was made for plugin interface 2, but this sda-core speaks 1.3: "
+        "it was made for plugin interface 2, but this sda-core speaks 1.4: "
         "install a version of sda-bad made for interface 1, or an sda-core that speaks 2"
     )
 
@@ -287,7 +287,9 @@ def test_preset_path_may_be_text() -> None:
 
 def test_core_enters_by_the_same_door() -> None:
     core = [c for c in default_manager().components() if c.distribution == "sda-core"]
-    assert {"schedule", "sampler", "observation", "noise", "method"} == {c.kind for c in core}
+    assert {"schedule", "sampler", "observation", "noise", "method", "cluster"} == {
+        c.kind for c in core
+    }
     assert all(c.kind in KINDS and c.summary for c in core)
     assert all(c.version == sda_core.__version__ for c in core)
 

@@ -69,3 +69,11 @@ class LostMembersError(AssimilationError):
 
 class StoppedError(SDAError):
     """The user stopped long work; what was done is kept, and the same call goes on from there."""
+
+
+class ClusterError(SDAError):
+    """A cluster cannot be reached, lacks what is asked of it, or lost a task for good."""
+
+
+class SweepError(SDAError):
+    """A sweep cannot be done or gone on with: another study is in its directory, or all fail."""

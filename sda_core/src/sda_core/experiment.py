@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from sda_core.cluster import Cluster
 from sda_core.config import (
     apply_overrides,
     at_least,
@@ -26,6 +27,7 @@ from sda_core.observation import Observation, ObservationTable
 from sda_core.plugins import PluginManager, default_manager, nearest
 from sda_core.sampler import Sampler
 from sda_core.schedule import Schedule
+from sda_core.sweep import Sweep
 from sda_core.system import System
 from sda_core.tracker import Tracker
 from sda_core.training import TrainConfig
@@ -106,6 +108,8 @@ class Experiment:
     assimilate: AssimilateConfig = option(default=AssimilateConfig(), help="what is inferred")
     evaluate: EvaluateConfig = option(default=EvaluateConfig(), help="what it is compared with")
     trackers: tuple[Tracker, ...] = option(default=(), help="where numbers and pictures are sent")
+    cluster: Cluster | None = option(default=None, help="where work is spread to, if anywhere")
+    sweep: Sweep | None = option(default=None, help="what is varied and searched, by `sda sweep`")
 
     def require(self, table: str, stage: str) -> Any:
         """A table that a stage cannot do without.

@@ -8,7 +8,7 @@ that of the installed components named in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,18 @@ class TrainedModel:
         """Where the weights are."""
         return next(self.denoiser.parameters()).device
 
+    def __reduce__(self) -> tuple[Callable[..., TrainedModel], tuple[Any, ...]]:
+        # Weights travel on the CPU: where they are going there may be no GPU, or another one.
+        weights = {k: v.cpu() for k, v in self.denoiser.state_dict().items()}
+        return _received, (
+            self.config,
+            self.kernel,
+            self.schedule,
+            self.spec,
+            weights,
+            self.provenance,
+        )
+
     def trajectory_denoiser(self) -> MarkovBlanketDenoiser:
         """The denoiser of trajectories, composed as the configuration says; weights frozen."""
         self.denoiser.eval().requires_grad_(False)
@@ -213,6 +225,22 @@ class TrainedModel:
         )
         load_weights(model.denoiser, directory / "model.safetensors")
         return attrs.evolve(model, provenance=description["provenance"])
+
+
+def _received(
+    config: ModelConfig,
+    kernel: Kernel,
+    schedule: Schedule,
+    spec: SystemSpec,
+    weights: dict[str, Tensor],
+    provenance: dict[str, Any],
+) -> TrainedModel:
+    """A model that another process sent, on the device in use here."""
+    fields = {name: torch.zeros(spec.grid_shape) for name in config.context}
+    model = TrainedModel.create(kernel, schedule, config, spec, fields)
+    model.denoiser.load_state_dict(weights)
+    model.denoiser.to("cuda" if torch.cuda.is_available() else "cpu")
+    return attrs.evolve(model, provenance=provenance)
 
 
 def model_folder(source: str | Path) -> Path:

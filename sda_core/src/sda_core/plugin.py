@@ -61,6 +61,7 @@ _COMPONENTS = {
         "laplace": ("laplace:Laplace", "Independent errors with heavier tails than Gaussian ones"),
         "poisson": ("poisson:Poisson", "Counts, or multiples of them"),
     },
+    "cluster": {"local": ("local:Local", "Processes of this machine")},
     "method": {
         "sda": ("sda:SDA", "Score-based data assimilation (Rozet & Louppe 2023)"),
         "particle-filter": ("particle_filter:ParticleFilter", "Bootstrap particle filter"),

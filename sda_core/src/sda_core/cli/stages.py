@@ -12,6 +12,7 @@ from sda_core.cli.output import JsonOption, print_columns, print_json
 from sda_core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sda_core.cluster import Cluster
     from sda_core.experiment import Experiment
 
 Source = Annotated[
@@ -27,6 +28,13 @@ Overrides = Annotated[
 Quick = Annotated[
     bool,
     typer.Option("--quick", help="Only try everything in small, in a folder that is removed."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Spread the work over so many processes, of [cluster] or this machine."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="Address of the Ray cluster whose processes do the work.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
@@ -48,6 +56,17 @@ def prepare(
         path = Path(source)
         directory = path if path.is_dir() else Path("runs") / path.stem
     return experiment, directory
+
+
+def cluster_at(address: str | None, workers: int | None, experiment: Experiment) -> Cluster | None:
+    """The cluster that the options name, if any."""
+    if address is None:
+        return None
+    if workers is None:
+        raise ConfigError(f"--address {address} says where, but not how many: give --workers, too")
+    from sda_core.cluster import at_address
+
+    return at_address(address, experiment.cluster)
 
 
 def _newest(resume: bool, directory: Path | None, quiet: bool) -> str:
@@ -108,15 +127,18 @@ def simulate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how much data and time it takes, and stop.")
     ] = False,
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
     """Simulate the data set: train.h5, valid.h5 and test.h5."""
     loaded, folder = prepare(experiment, directory, overrides)
     from sda_core import stages
 
     if dry_run:
-        typer.echo(str(stages.preview(loaded, folder)))
+        typer.echo(str(stages.preview(loaded, folder, workers=workers)))
         return
-    path = stages.simulate(loaded, folder, progress=not quiet)
+    cluster = cluster_at(address, workers, loaded)
+    path = stages.simulate(loaded, folder, progress=not quiet, workers=workers, cluster=cluster)
     typer.echo(f"data: {path}")
 
 
@@ -214,13 +236,16 @@ def assimilate(
     directory: Directory = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
     """Infer a trajectory from a table of observations, or from those of a held-out one."""
     loaded, folder = prepare(experiment, directory, overrides)
     from sda_core import stages
     from sda_core.labelled import result
 
-    x = stages.assimilate(loaded, folder, progress=not quiet)
+    cluster = cluster_at(address, workers, loaded)
+    x = stages.assimilate(loaded, folder, progress=not quiet, workers=workers, cluster=cluster)
     typer.echo(f"posterior: {result(folder / 'posterior.nc')}, shape {tuple(x.shape)}")
 
 

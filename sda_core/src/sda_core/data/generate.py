@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import pickle
 import platform
 import shutil
-import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import wait
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +19,8 @@ import numpy as np
 import torch
 
 import sda_core
+from sda_core.cluster import Cluster, Local
+from sda_core.cluster.threads import one_thread
 from sda_core.config import at_least, component, option
 from sda_core.data.base import RESERVED_NAMES, SPLITS, Recipe, size_text, split_path
 from sda_core.data.hdf5 import open_file, read_info
@@ -89,12 +86,14 @@ def generate(
     system_config: Mapping[str, Any],
     versions: Mapping[str, str] | None = None,
     progress: ProgressOption = None,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Make a data set, or what is missing of it.
 
     Blocks that are done are kept in ``path/.parts``, and an interrupted generation goes on from
-    there. The files get their names when all are complete. Peak memory is one block per worker, and
-    two while a trajectory that left the range of finite numbers is drawn again, which a
+    there. The files get their names when all are complete. Peak memory is one block, or, where
+    blocks are simulated by other processes, one here and two in each of these, also while a
+    trajectory that left the range of finite numbers is drawn again, which a
     :class:`~sda_core.errors.SimulationWarning` tells. Where progress is shown, the size of the data
     is told beforehand, and about how long it takes.
 
@@ -108,11 +107,15 @@ def generate(
         versions: Versions to record besides those of sda-core, torch, numpy, h5py and Python, by
             name of the distribution.
         progress: What to show, see :data:`~sda_core.progress.ProgressOption`.
+        cluster: Where blocks are simulated, ``config.workers`` at once; None for this process, or,
+            with more than one worker, processes of this machine. Only this process needs to see
+            the directory.
 
     Returns:
         The directory.
 
     Raises:
+        ClusterError: The cluster cannot be reached, or lost a block for good; what is done is kept.
         ConfigError: The configuration does not allow a data set.
         DataError: The directory holds something else, or the disk is too small.
         SimulationError: States are not finite, however often they are drawn.
@@ -127,7 +130,7 @@ def generate(
             parts.claim(created_by)
             missing = [block for block in recipe.blocks if not _is_whole(parts, block)]
             _announce(system, parts, missing, config.workers, progress)
-            _simulate(system, parts, missing, config.workers, progress)
+            _simulate(system, parts, missing, cluster, config.workers, progress)
             _merge(parts, system.spec, created_by)
         parts.remove()
     return parts.directory
@@ -213,7 +216,7 @@ def _announce(
 
 
 def _with_time(plan: Preview, system: System, recipe: Recipe) -> Preview:
-    with torch.no_grad(), _one_thread():
+    with torch.no_grad(), one_thread():
         seconds = measure_seconds(system, recipe.burn_in + recipe.length, plan.rounds)
     return attrs.evolve(plan, seconds=seconds)
 
@@ -277,24 +280,24 @@ def _check_disk(parts: Parts, missing: list[int], spec: SystemSpec) -> None:
         )
 
 
-def make_part(system: System, parts: Parts, block: int) -> list[str]:
-    """Simulate a block and keep it; can be called in any process that sees the directory.
+def make_block(system: System, recipe: Recipe, block: int) -> tuple[np.ndarray, list[str]]:
+    r"""Simulate a block, in any process.
 
     Args:
         system: The system to simulate.
-        parts: Where to keep the block, and what it is a part of.
+        recipe: What the block is a part of.
         block: Number of the block.
 
     Returns:
-        A message for each time that trajectories were drawn again.
+        Its trajectories, (n, L, C, \*S), float32, and a message for each time that trajectories
+        were drawn again.
 
     Raises:
         ShapeError: The system's states do not have the shape that its spec promises.
         SimulationError: States are not finite, however often they are drawn.
     """
-    recipe = parts.recipe
     redraws: list[str] = []
-    with torch.no_grad(), _one_thread():
+    with torch.no_grad(), one_thread():
         states = simulate_block(
             system, recipe.seed, block, recipe.length, recipe.burn_in, redraws.append
         )
@@ -313,75 +316,35 @@ def make_part(system: System, parts: Parts, block: int) -> list[str]:
             f"seed {recipe.seed}, trajectories {bad}: {type(system).__name__} has states too large "
             "for float32, in which data are stored. Choose other units for its variables."
         )
-    parts.save(block, x.numpy())
-    return redraws
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # Sums are split among threads, so that their last bits depend on the number of threads.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return x.numpy(), redraws
 
 
 def _simulate(
-    system: System, parts: Parts, missing: list[int], workers: int, progress: ProgressOption
+    system: System,
+    parts: Parts,
+    missing: list[int],
+    cluster: Cluster | None,
+    workers: int,
+    progress: ProgressOption,
 ) -> None:
     total = len(parts.recipe.blocks)
     done = total - len(missing)
-    with reporting(progress, "simulating", total, done) as report:
-        workers = min(workers, len(missing))
-        blocks = (
-            _in_processes(system, parts, missing, workers)
-            if workers > 1
-            else (make_part(system, parts, block) for block in missing)
-        )
-        for number, redraws in enumerate(blocks, start=done + 1):
+    make = partial(make_block, system, parts.recipe)
+    if cluster is None and min(workers, len(missing)) > 1:
+        cluster = Local()
+    blocks: Generator[tuple[int, tuple[np.ndarray, list[str]]], None, None] = (
+        ((i, make(block)) for i, block in enumerate(missing))
+        if cluster is None
+        else cluster.map(make, missing, workers=workers)
+    )
+    with closing(blocks), reporting(progress, "simulating", total, done) as report:
+        for i, (x, redraws) in blocks:
+            parts.save(missing[i], x)
+            del x  # before the next one comes
             for message in redraws:  # here, because those of worker processes get lost
                 warnings.warn(message, SimulationWarning, stacklevel=3)
-            report(number)
-
-
-def _in_processes(
-    system: System, parts: Parts, missing: Iterable[int], workers: int
-) -> Iterator[list[str]]:
-    try:
-        pickle.dumps(system)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{type(system).__name__} cannot be sent to {workers} worker processes ({error}): "
-            "define its class in a module, or use data.workers = 1"
-        ) from error
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
-        futures = [pool.submit(make_part, system, parts, block) for block in missing]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                f"one of {workers} worker processes died, often for want of memory. What is done "
-                "is kept. To mend: run again with fewer workers."
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Let a worker end when its parent is killed, which cannot tell it to."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+            done += 1
+            report(done)
 
 
 def _merge(parts: Parts, spec: SystemSpec, created_by: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from sda_core.observation import MatchedObservations, ObservationModel
 from sda_core.system.base import System
 
 if TYPE_CHECKING:
+    from sda_core.cluster import Cluster
     from sda_core.data import Standardization
     from sda_core.denoiser import Denoiser
     from sda_core.guidance.base import Guidance
@@ -95,6 +96,8 @@ class Toolbox:
         ensemble: Where members can be written as they are finished, and how far the method has come
             can be kept; a method that uses it returns its values.
         record: Called with what is worth keeping beside the ensemble, by name, as JSON can hold it.
+        cluster: Where members are drawn; None for this process.
+        workers: Number of processes of the cluster that draw them.
     """
 
     model: PriorModel | None = None
@@ -104,6 +107,8 @@ class Toolbox:
     announce: Callable[[str], None] | None = None
     ensemble: Ensemble | None = None
     record: Callable[[Mapping[str, Any]], None] | None = None
+    cluster: Cluster | None = None
+    workers: int = 1
 
 
 class Method(ABC):
@@ -111,11 +116,13 @@ class Method(ABC):
 
     Class attributes:
         needs_model: Whether it needs a trained model, a sampler and a guidance.
+        spreads: Whether its members can be drawn on a cluster, each without the others.
         point_estimate: Whether it gives one trajectory, which all members repeat.
     """
 
     sda_kind: ClassVar[str] = "method"
     needs_model: ClassVar[bool] = False
+    spreads: ClassVar[bool] = False
     point_estimate: ClassVar[bool] = False
 
     @abstractmethod

@@ -18,10 +18,29 @@ from sda_core.guidance.base import Likelihood
 from sda_core.method.base import Method, PriorModel, Problem, Toolbox
 from sda_core.method.sampling import sample_members
 from sda_core.method.tuning import tuned
+from sda_core.observation import Operator
 
 if TYPE_CHECKING:
+    from sda_core.data import Standardization
     from sda_core.guidance.base import Guidance
     from sda_core.sampler.base import Sampler
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class InModelSpace:
+    """An operator on states in physical units, as one on states in model space.
+
+    Attributes:
+        operator: A, on physical units.
+        scaling: The map between the two.
+    """
+
+    operator: Operator
+    scaling: Standardization
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A(x), given x in model space."""
+        return self.operator(self.scaling.to_physical(x))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -77,12 +96,9 @@ class GuidedMethod(Method):
                 f"{type(self).__name__} needs a trained model, a sampler and a guidance: train a "
                 "model first (sda train), and give [sampler] and [guidance]"
             )
-        scaling, observation = model.standardization, problem.observation
-        likelihood = Likelihood(
-            operator=lambda x: observation.operator(scaling.to_physical(x)),
-            y=problem.y,
-            noise=observation.noise,
-        )
+        observation = problem.observation
+        operator = InModelSpace(operator=observation.operator, scaling=model.standardization)
+        likelihood = Likelihood(operator=operator, y=problem.y, noise=observation.noise)
         return Guided(model=model, sampler=sampler, guidance=guidance, likelihood=likelihood)
 
 
@@ -93,7 +109,12 @@ class SDA(GuidedMethod):
     Members are sampled in batches, and each depends on (seed, its number) alone. How many members
     and windows go at once is chosen so that they fit the memory; see
     :mod:`sda_core.method.memory_plan`. ``model.chunk_size``, where set, is kept.
+
+    On a cluster, batches are tasks; see :func:`~sda_core.method.sample_members`. A strength of
+    "auto" is found before, in this process.
     """
+
+    spreads: ClassVar[bool] = True
 
     def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
         """Sample the posterior.
@@ -114,4 +135,6 @@ class SDA(GuidedMethod):
             announce=tools.announce,
             on_step=tools.on_step,
             ensemble=tools.ensemble,
+            cluster=tools.cluster,
+            workers=tools.workers,
         )

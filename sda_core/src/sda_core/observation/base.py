@@ -86,7 +86,7 @@ class Observation(ABC):
             ConfigError: ``std`` and ``noise`` are both missing, or both there, or do not fit A(x),
                 or A(x) has no time axis where it was said to keep it.
         """
-        A = self.operator(spec)
+        A = BoundOperator(self, spec)
         shape = A(torch.zeros(length, *spec.state_shape, dtype=torch.float64)).shape
         noise = self._bind_noise(shape)
         axis = self.times(torch.arange(length))
@@ -116,6 +116,21 @@ class Observation(ABC):
                 "in the units of what is observed, or another error model as observation.noise"
             )
         return GaussianNoise(scale=per_entry(self.std, shape, "observation.std"))
+
+
+class BoundOperator:
+    """The operator of an observation for a system; pickled as the two that it is made of."""
+
+    def __init__(self, observation: Observation, spec: SystemSpec) -> None:
+        self.observation, self.spec = observation, spec
+        self._operator = observation.operator(spec)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A(x)."""
+        return self._operator(x)
+
+    def __reduce__(self) -> tuple[type[BoundOperator], tuple[Observation, SystemSpec]]:
+        return BoundOperator, (self.observation, self.spec)
 
 
 @attrs.frozen(kw_only=True, eq=False)

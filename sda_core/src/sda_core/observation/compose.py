@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from torch import Tensor
 
 from sda_core.config import component, option
@@ -19,17 +21,11 @@ class Compose(Observation):
     def __attrs_post_init__(self) -> None:
         if not self.parts:
             raise ConfigError("observation.parts is empty: give at least one operator")
-        for i, part in enumerate(self.parts):
-            if part.std is not None:
-                raise ConfigError(
-                    f"observation.parts[{i}].std = {part.std}: noise is added once, to the result; "
-                    "give it as observation.std"
-                )
-            if part.noise is not None:
-                raise ConfigError(
-                    f"observation.parts[{i}].noise: noise is added once, to the result; give it as "
-                    "observation.noise"
-                )
+        for key in _noises("observation", self.parts):
+            raise ConfigError(
+                f"{key}: noise is added once, to the result; give it as observation.std or "
+                "observation.noise"
+            )
 
     def operator(self, spec: SystemSpec) -> Operator:
         """The composed operator."""
@@ -59,3 +55,14 @@ class Compose(Observation):
         for part in self.parts:
             spec = part.output(spec)
         return spec
+
+
+def _noises(path: str, parts: Iterable[Observation]) -> Iterator[str]:
+    """The keys of all noise in these parts, or in parts of them."""
+    for i, part in enumerate(parts):
+        key = f"{path}.parts[{i}]"
+        if part.std is not None:
+            yield f"{key}.std = {part.std}"
+        if part.noise is not None:
+            yield f"{key}.noise"
+        yield from _noises(key, getattr(part, "parts", ()))

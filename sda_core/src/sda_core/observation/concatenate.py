@@ -8,7 +8,7 @@ from torch import Tensor
 from sda_core.config import component, option
 from sda_core.errors import ConfigError
 from sda_core.noise import JointNoise
-from sda_core.observation.base import Observation, ObservationModel, Operator
+from sda_core.observation.base import BoundOperator, Observation, ObservationModel, Operator
 from sda_core.system.base import SystemSpec
 
 
@@ -53,7 +53,7 @@ class Concatenate(Observation):
         times = [m.times.flatten() for m in models if m.times is not None]
         noise = JointNoise(parts=tuple(m.noise for m in models))
         return ObservationModel(
-            operator=self.operator(spec),
+            operator=BoundOperator(self, spec),
             noise=noise,
             shape=noise.std.shape,
             times=torch.cat(times) if len(times) == len(models) else None,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 #: (major, minor). Plugins state the major version they were made for; a new minor version only
 #: adds hooks or arguments.
-INTERFACE_VERSION = (1, 3)
+INTERFACE_VERSION = (1, 4)
 
 hookspec = pluggy.HookspecMarker("sda")
 hookimpl = pluggy.HookimplMarker("sda")

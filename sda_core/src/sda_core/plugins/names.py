@@ -18,6 +18,8 @@ KINDS = (
     "noise",
     "method",
     "tracker",
+    "cluster",
+    "sweep",
 )
 
 

@@ -9,6 +9,7 @@ import attrs
 from torch import Tensor
 
 from sda_core import labelled
+from sda_core.cluster import Cluster, Local
 from sda_core.data import TrajectoryStore, split_path
 from sda_core.errors import ConfigError
 from sda_core.experiment import AssimilateConfig, Experiment
@@ -59,7 +60,12 @@ def make_problem(run: Run) -> Problem:
 
 
 def assimilate(
-    experiment: Experiment, directory: str | Path, *, progress: ProgressOption = True
+    experiment: Experiment,
+    directory: str | Path,
+    *,
+    progress: ProgressOption = True,
+    workers: int | None = None,
+    cluster: Cluster | None = None,
 ) -> Tensor:
     r"""Observe a held-out trajectory, or take observations from a table, and infer the states.
 
@@ -67,17 +73,28 @@ def assimilate(
         experiment: The experiment; its kernel must have been trained if its method needs one.
         directory: The run directory.
         progress: What to show.
+        workers: Number of processes that draw members, if the method can be spread; None to draw
+            them in this one.
+        cluster: Where, if not on the experiment's cluster; without one, on this machine.
 
     Returns:
         Posterior ensemble (M, L, C, \*S) in physical units, also written to ``posterior.nc`` or,
         if asked for, ``posterior.zarr``; observations and, if it is known, the truth are written
         to ``observations.nc``.
+
+    Raises:
+        ClusterError: The cluster cannot be reached, or lost members for good; others are kept.
+        ConfigError: Workers are asked for, and the method's members cannot be drawn apart.
     """
     run = Run(experiment, directory, progress=progress)
     method = experiment.require("method", "assimilation")
+    if workers is not None:
+        _check_spread(run, workers)
+        cluster = cluster or experiment.cluster or Local()
     synthetic = experiment.assimilate.observations is None
     if synthetic and experiment.model.pretrained is not None and not run.is_done("simulate"):
-        simulate(experiment, directory, progress=progress)  # no training needed data before
+        # No training needed data before.
+        simulate(experiment, directory, progress=progress, workers=workers, cluster=cluster)
     problem = make_problem(run)
     with run.stage("assimilate") as results:
         if problem.matched is not None:
@@ -91,7 +108,11 @@ def assimilate(
         ) as ensemble:
             with sampling_steps(run, "assimilating") as on_step:
                 tools = attrs.evolve(
-                    toolbox(run, model, on_step), ensemble=ensemble, record=results.update
+                    toolbox(run, model, on_step),
+                    ensemble=ensemble,
+                    record=results.update,
+                    cluster=None if workers is None else cluster,
+                    workers=workers or 1,
                 )
                 x = method.assimilate(problem, experiment.assimilate.members, seed, tools)
             results["members"] = len(x)
@@ -119,6 +140,18 @@ def toolbox(run: Run, model: TrainedModel | None, report: OnStep) -> Toolbox:
         on_step=report,
         announce=partial(announce, run.progress),
     )
+
+
+def _check_spread(run: Run, workers: int) -> None:
+    method = run.experiment.require("method", "assimilation")
+    if not method.spreads:
+        raise ConfigError(
+            f"--workers {workers}: the members of method {run.manager.name_of(type(method))[1]!r} "
+            "depend on each other, so that they cannot be drawn by several processes. Leave "
+            "--workers out, or use a method that can be spread, such as 'sda'"
+        )
+    if workers < 1:
+        raise ConfigError(f"--workers {workers}: give the number of processes, 1 or more")
 
 
 def _standardized_spec(run: Run) -> SystemSpec:

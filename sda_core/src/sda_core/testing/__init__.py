@@ -13,6 +13,7 @@ from sda_core.testing.chain import (
     gaussian_problem,
     linear_gaussian_moments,
 )
+from sda_core.testing.cluster import check_cluster
 from sda_core.testing.component import check_component, checks
 from sda_core.testing.gaussian import (
     ExactGuidance,
@@ -30,6 +31,7 @@ from sda_core.testing.observation import check_observation
 from sda_core.testing.promises import Check
 from sda_core.testing.sampler import check_sampler
 from sda_core.testing.schedule import check_schedule
+from sda_core.testing.sweep import check_sweep
 from sda_core.testing.system import check_system
 from sda_core.testing.tracker import check_tracker
 
@@ -44,6 +46,7 @@ __all__ = [
     "Smoothed",
     "affine_map",
     "affine_moments",
+    "check_cluster",
     "check_component",
     "check_guidance",
     "check_kernel",
@@ -52,6 +55,7 @@ __all__ = [
     "check_observation",
     "check_sampler",
     "check_schedule",
+    "check_sweep",
     "check_system",
     "check_tracker",
     "checks",

@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sda_core.cluster import Cluster
 from sda_core.config import describe, structure, unstructure
 from sda_core.guidance import Guidance
 from sda_core.kernel import Kernel
@@ -25,8 +26,10 @@ from sda_core.observation import Observation
 from sda_core.plugins import PluginManager, default_manager
 from sda_core.sampler import Sampler
 from sda_core.schedule import Schedule
+from sda_core.sweep import Sweep
 from sda_core.system import System
 from sda_core.testing import (
+    cluster,
     guidance,
     kernel,
     method,
@@ -34,6 +37,7 @@ from sda_core.testing import (
     observation,
     sampler,
     schedule,
+    sweep,
     system,
     tracker,
 )
@@ -55,6 +59,8 @@ _KINDS: dict[str, tuple[Any, tuple[Callable[..., None], ...], dict[str, Any]]] =
     "noise": (Noise, noise.PROMISES, {"shape": noise.DEFAULT_SHAPE}),
     "method": (Method, method.PROMISES, {"tolerance": method.DEFAULT_TOLERANCE}),
     "tracker": (Tracker, tracker.PROMISES, {}),
+    "cluster": (Cluster, cluster.PROMISES, {}),
+    "sweep": (Sweep, sweep.PROMISES, {}),
 }
 
 

@@ -1,0 +1,201 @@
+"""A Ray cluster, which this machine can be by itself.
+
+References:
+    - Moritz et al., "Ray: A Distributed Framework for Emerging AI Applications", 2018,
+      https://arxiv.org/abs/1712.05889
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sda_core.cluster import Cluster
+from sda_core.config import at_least, component, non_negative, option
+from sda_core.errors import ClusterError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@component
+class Ray(Cluster):
+    """A Ray cluster.
+
+    Without an address, one is started on this machine alone, on loopback, and ended afterwards.
+    """
+
+    address: str | None = option(
+        default=None,
+        help="'auto' for the cluster that this machine is part of, ray://HOST:10001 for another, "
+        "HOST:6379 for a head; this machine by itself if not set",
+    )
+    cpus: int | None = option(
+        default=None, check=at_least(1), help="CPUs used of this machine, without an address"
+    )
+    gpus: int | None = option(
+        default=None, check=at_least(0), help="GPUs used of this machine, without an address"
+    )
+    task_gpus: float = option(
+        default=0.0,
+        check=non_negative,
+        help="GPUs that a block of trajectories or a batch of members is computed with; with 0.5 "
+        "two share one, with 0 the CPU is used",
+    )
+    retries: int = option(
+        default=3,
+        check=at_least(0),
+        help="how often a block or batch is computed again whose process or machine was lost",
+    )
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Be connected; a connection that is there already is used, and kept.
+
+        Raises:
+            ClusterError: The cluster cannot be reached.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
+        try:
+            if self.address is None:
+                with _on_loopback():
+                    ray.init(
+                        address="local",
+                        num_cpus=self.cpus,
+                        num_gpus=self.gpus,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        _node_ip_address="127.0.0.1",
+                    )
+            else:
+                _knock(self.address)
+                ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"cluster.address = {self.address!r} cannot be reached ({error}): start a head "
+                "with `ray start --head`, give another address, or none for this machine by itself"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+    def map(
+        self, work: Callable[[T], R], tasks: Sequence[T], *, workers: int
+    ) -> Generator[tuple[int, R], None, None]:
+        """Do ``work`` on each task, one CPU each; see :meth:`sda_core.cluster.Cluster.map`.
+
+        Tasks under way when the iterator is closed end with the connection, or, on one that is
+        kept, run to their end and are forgotten. They are not cancelled, since Ray aborts this
+        process where it cancels a task that is just finished
+        (https://github.com/ray-project/ray/pull/54738).
+        """
+        if not tasks:
+            return
+        with self.connected():
+            import ray
+
+            self._check_gpus()
+            try:
+                sent = ray.put(work)
+            except (TypeError, pickle.PicklingError) as error:
+                raise ClusterError(f"the work cannot be sent to the cluster: {error}") from error
+            remote: Any = ray.remote(_do).options(
+                num_cpus=1, num_gpus=self.task_gpus, max_retries=self.retries
+            )
+            waiting = deque(enumerate(tasks))
+            running: dict[Any, int] = {}
+
+            def give() -> None:
+                number, task = waiting.popleft()
+                running[remote.remote([sent], task, self.task_gpus > 0)] = number
+
+            for _ in range(min(workers, len(waiting))):
+                give()
+            while running:
+                (reference,), _ = ray.wait(list(running), num_returns=1)
+                number = running.pop(reference)
+                result = self._result(reference)
+                del reference  # so that the cluster can forget the result
+                if waiting:
+                    give()
+                yield number, result
+                del result  # before the next one comes
+
+    def _check_gpus(self) -> None:
+        import ray
+
+        there = ray.cluster_resources().get("GPU", 0.0)
+        if self.address is None and self.task_gpus > there:
+            raise ClusterError(
+                f"cluster.task_gpus = {self.task_gpus}, but this machine has {there:g} GPUs for "
+                "Ray: set it to 0, or give the address of a cluster that has some"
+            )
+
+    def _result(self, reference: Any) -> Any:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            return ray.get(reference)
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if not isinstance(cause, RayError):
+                raise cause from error
+            raise ClusterError(
+                f"a task was lost, and {self.retries} retries of it (cluster.retries), often for "
+                f"want of memory: use fewer workers, or machines with more of it. Ray says: {cause}"
+            ) from error
+
+
+#: The work that this process did last, by its reference: it is fetched and unpickled once.
+_kept: dict[Any, Callable[[Any], Any]] = {}
+
+
+def _do(sent: list[Any], task: Any, with_gpu: bool) -> Any:
+    """Do work on a task, in a process of the cluster; references in a list come as they are."""
+    import ray
+
+    if not with_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all visible to tasks without one
+    (reference,) = sent
+    if reference not in _kept:
+        _kept.clear()
+        _kept[reference] = ray.get(reference)
+    return _kept[reference](task)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody answers there within some seconds: Ray would try for hours."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a cluster that is started listen on loopback only.
+
+    Ray turns 127.0.0.1 into the machine's address, on which its servers then listen, unless
+    clusters of several machines are switched off, as they are by default on macOS and Windows.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before

@@ -1,0 +1,193 @@
+"""What a sweep varies: dotted paths of the configuration, each with the values it may take.
+
+A space is a table whose leaves are tables with one of four keys::
+
+    train.learning_rate = { log_range = [1e-4, 1e-2] }
+    guidance.gamma      = { range = [0.001, 0.1] }
+    sampler.steps       = { integers = [16, 128], step = 16 }
+    kernel.name         = { choice = ["mlp", "transformer"] }
+    kernel.depth        = { integers = [2, 6], when = { "kernel.name" = "mlp" } }
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sda_core.config import structure
+from sda_core.errors import ConfigError, SDAError
+from sda_ray.placing import place
+from sda_ray.space_parameter import KINDS, TABLE, Parameter, read_parameter, wrong_conditions
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@attrs.frozen
+class Space:
+    """All parameters of a sweep, those that others depend on first."""
+
+    parameters: tuple[Parameter, ...]
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any]) -> Space:
+        """Read a space.
+
+        Raises:
+            ConfigError: Something in it is wrong; names it all, by key.
+        """
+        problems: list[str] = []
+        found: dict[str, Parameter] = {}
+        for path, leaf in leaves(table):
+            try:
+                found[path] = read_parameter(path, leaf)
+            except ConfigError as error:
+                problems.append(str(error))
+        if not problems:
+            problems = [
+                p for parameter in found.values() for p in wrong_conditions(parameter, found)
+            ]
+        if not found and not problems:
+            problems = [
+                f"{TABLE}: it is empty; name what is varied, such as "
+                "train.learning_rate = { log_range = [1e-4, 1e-2] }"
+            ]
+        _raise(problems)
+        return cls(tuple(_ordered(found)))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths that are varied."""
+        return tuple(parameter.path for parameter in self.parameters)
+
+    def touches(self, *tables: str) -> list[str]:
+        """Those paths that lie in one of the tables, or are one."""
+        return [p for p in self.paths if any(p == t or p.startswith(f"{t}.") for t in tables)]
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Let a search choose: values by path, of those parameters that then exist."""
+        return self._chosen(lambda parameter: parameter.suggest(trial))
+
+    def values_of(self, labels: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that labels in the database stand for."""
+        return {p.path: p.value_of(labels[p.path]) for p in self.parameters if p.path in labels}
+
+    def labels_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What stands for values in the database."""
+        return {p.path: p.label_of(values[p.path]) for p in self.parameters if p.path in values}
+
+    def _chosen(self, choose: Callable[[Parameter], Any]) -> dict[str, Any]:
+        chosen: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.exists(chosen):
+                chosen[parameter.path] = choose(parameter)
+        return chosen
+
+    def grid(self) -> list[dict[str, Any]]:
+        """All combinations of values.
+
+        Raises:
+            ConfigError: A range has no end of values.
+        """
+        _raise(
+            f"{TABLE}.{p.path}: search = 'grid' tries all values, and {p.kind} has no end of "
+            "them; give a choice, or another search"
+            for p in self.parameters
+            if p.kind in ("range", "log_range")
+        )
+        combinations: list[dict[str, Any]] = [{}]
+        for parameter in self.parameters:
+            combinations = [
+                before | more
+                for before in combinations
+                for more in (
+                    [{parameter.path: value} for value in parameter.all()]
+                    if parameter.exists(before)
+                    else [{}]
+                )
+            ]
+        return combinations
+
+    def apply(self, table: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Put values into the table of an experiment; the table is left as it is.
+
+        Another component's ``name`` keeps those fields of the table that the component has, too.
+        """
+        result: dict[str, Any] = json.loads(json.dumps(table))
+        for parameter in self.parameters:
+            if parameter.path in values:
+                place(result, parameter.path, values[parameter.path])
+        return result
+
+    def check(self, table: Mapping[str, Any]) -> None:
+        """Try all choices, and both ends of ranges, in an experiment.
+
+        Args:
+            table: The table of the experiment.
+
+        Raises:
+            ConfigError: There is no such path, or a value is not allowed there; names all.
+        """
+        from sda_core.experiment import Experiment
+
+        problems: dict[str, None] = {}  # in order, each once
+        for parameter in self.parameters:
+            tried = parameter.values if parameter.kind == "choice" else parameter.ends
+            for value in tried:
+                needed = self._needed(parameter) | {parameter.path: value}
+                values = self._chosen(lambda p, needed=needed: needed.get(p.path, p.values[0]))  # type: ignore[misc]
+                try:
+                    structure(Experiment, self.apply(table, values))
+                except SDAError as error:
+                    lines = [line.strip() for line in str(error).splitlines()]
+                    problems |= dict.fromkeys(lines[1:] or lines)
+        _raise(f"{TABLE}: {problem}" for problem in problems)
+
+    def _needed(self, parameter: Parameter) -> dict[str, Any]:
+        """Values with which a parameter exists."""
+        needed: dict[str, Any] = {}
+        for path, allowed in parameter.when.items():
+            other = next(p for p in self.parameters if p.path == path)
+            needed |= self._needed(other) | {path: allowed[0]}
+        return needed
+
+
+def _raise(problems: Iterable[str]) -> None:
+    lines = list(problems)
+    if len(lines) > 1:
+        lines = [f"{len(lines)} problems:", *(f"  {line}" for line in lines)]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a space by path: tables that say values, and what is no table."""
+    for key, value in table.items():
+        path = f"{prefix}{key}"
+        says_values = isinstance(value, Mapping) and any(
+            not isinstance(value.get(kind, {}), Mapping) for kind in KINDS
+        )
+        if isinstance(value, Mapping) and not says_values:
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def _ordered(found: Mapping[str, Parameter]) -> Iterator[Parameter]:
+    """What others depend on comes first, names before the other keys of their table."""
+    done: dict[str, Parameter] = {}
+
+    def add(parameter: Parameter) -> None:
+        for path in parameter.when:
+            add(found[path])
+        done.setdefault(parameter.path, parameter)
+
+    def rank(path: str) -> tuple[int, bool]:
+        return path.count("."), not path.endswith(".name")
+
+    for path in sorted(found, key=rank):
+        add(found[path])
+    yield from done.values()

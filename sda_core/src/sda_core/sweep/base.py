@@ -1,0 +1,45 @@
+"""Sweeps: many trials of one experiment, each with other settings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from sda_core.progress import ProgressOption
+
+if TYPE_CHECKING:
+    from sda_core.experiment import Experiment
+
+
+class Sweep(ABC):
+    """Searches the settings of an experiment for the best ones."""
+
+    sda_kind: ClassVar[str] = "sweep"
+
+    @abstractmethod
+    def run(
+        self,
+        experiment: Experiment,
+        directory: str | Path,
+        *,
+        resume: bool = False,
+        progress: ProgressOption = True,
+    ) -> Path:
+        """Do the trials.
+
+        Args:
+            experiment: The experiment; its ``cluster`` says where, and its ``sweep`` is this one.
+            directory: The directory of the study; each trial has a run directory of its own in it.
+            resume: Whether there must be a study in the directory to go on with. No finished trial
+                is repeated.
+            progress: What to show.
+
+        Returns:
+            The summary that was written, for people to read.
+
+        Raises:
+            ConfigError: The sweep asks for what cannot be; said before anything is started.
+            SweepError: There is another study in the directory, or all trials failed.
+            StoppedError: Ctrl-C or SIGTERM; the study can be gone on with.
+        """
