@@ -125,7 +125,7 @@ def test_wheel_is_complete(wheels: dict[str, Path], package: str) -> None:
 def test_core_works_alone(core_alone: Environment, tmp_path: Path) -> None:
     listed = json.loads(core_alone.run("sda", "list", "--json", cwd=tmp_path))
     assert {c["distribution"] for c in listed} == {"sda-core"}
-    kinds = {"schedule", "sampler", "observation", "noise", "method"}
+    kinds = {"schedule", "sampler", "observation", "noise", "method", "cluster"}
     assert {c["kind"] for c in listed} == kinds
     assert "sda-core" in core_alone.run("sda", "list", cwd=tmp_path)
     health = json.loads(core_alone.run("sda", "doctor", "--json", cwd=tmp_path))

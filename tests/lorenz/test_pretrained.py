@@ -57,6 +57,6 @@ def test_claimed_numbers(scenario: str, tmp_path: Path) -> None:
     def mean(scores: list[dict[str, float]], name: str) -> float:
         return float(np.mean([s[name] for s in scores]))
 
-    assert 70 < mean(ours, "log_prior") < 105  # exact: 81.7
+    assert 76 < mean(ours, "log_prior") < 92  # exact: 81.7
     assert abs(mean(ours, "log_likelihood") - mean(filters, "log_likelihood")) < 1.5
-    assert mean(ours, "wasserstein1") < 1.4 * mean(filters, "wasserstein1")
+    assert mean(ours, "wasserstein1") < 1.9 * mean(filters, "wasserstein1")

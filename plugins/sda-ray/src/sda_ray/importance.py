@@ -73,7 +73,10 @@ def importance(study: Study) -> dict[str, Importance]:
     return {
         path: Importance(
             share=value / total,
-            by_chance=float(np.quantile([other[path] for other in chance], _CHANCE)) / total,
+            # Random orders may give more than all parameters together have in the real one.
+            by_chance=min(
+                1.0, float(np.quantile([other[path] for other in chance], _CHANCE)) / total
+            ),
         )
         for path, value in found.items()
     }
