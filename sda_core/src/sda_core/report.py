@@ -87,8 +87,8 @@ def _pictures(run: Run, problem: Problem, ensembles: Mapping[str, Tensor]) -> It
     yield Picture(
         name="observations",
         caption="Left: what was observed, and what the members say of it. Right: the misfit in "
-        "units of the noise; a calibrated posterior fits its observations a little more closely "
-        "than N(0, 1).",
+        "units of the noise; that of a calibrated posterior is N(0, 1), on average over many "
+        "observations.",
         figure=figures.observations(problem, posterior),
     )
     if problem.truth is not None and len(posterior) >= _CALIBRATION_MEMBERS:
