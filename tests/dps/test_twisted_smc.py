@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 
 import attrs
 import pytest
@@ -10,8 +11,10 @@ import torch
 
 from sda_core.config import structure
 from sda_core.denoiser import Denoiser
-from sda_core.errors import AssimilationError, AssimilationWarning, ConfigError
+from sda_core.ensemble_file import EnsembleFile
+from sda_core.errors import AssimilationError, AssimilationWarning, ConfigError, StoppedError
 from sda_core.guidance import Guidance
+from sda_core.labelled import load_array
 from sda_core.method import SDA, Method, Problem, Toolbox
 from sda_core.noise import GaussianNoise, PoissonNoise, StudentTNoise
 from sda_core.observation import ObservationModel
@@ -22,7 +25,8 @@ from sda_core.testing.gaussian import affine_map, gaussian_posterior
 from sda_dps.dps import DPS
 from sda_dps.gaussian import GaussianGuidance
 from sda_dps.mmps import MMPS
-from sda_dps.twisted_smc import TwistedSMC, effective_sample_size, systematic_resampling
+from sda_dps.particles import effective_sample_size, systematic_resampling
+from sda_dps.twisted_smc import TwistedSMC
 
 PROBLEM = gaussian_problem(length=4)
 N = 4096
@@ -270,3 +274,29 @@ def test_effective_sample_size_and_resampling() -> None:
         counts += count
     torch.testing.assert_close(counts / 2000, 5 * w, rtol=0, atol=0.05)
     assert torch.equal(systematic_resampling(torch.zeros(7).double(), generator), torch.arange(7))
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path) -> None:
+    problem, method = PROBLEM.problem, TwistedSMC(particles=32, calibration=8)
+    whole = method.assimilate(problem, 8, 0, _tools(steps=12)).clone()
+    evaluated, said = [], []
+
+    def ensemble():
+        path, shape = tmp_path / "posterior.nc", (8, *problem.shape)
+        return EnsembleFile(path, problem.system.spec, shape, {}, minutes=1e9)
+
+    def stop(step, steps):
+        if step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match="the same command goes on from there"):
+        method.assimilate(problem, 8, 0, _tools(steps=12, ensemble=ensemble(), on_step=stop))
+    hook = PROBLEM.model.denoiser.register_forward_hook(lambda m, x, y: evaluated.append(len(y)))
+    tools = _tools(steps=12, ensemble=(file := ensemble()), announce=said.append)
+    x = method.assimilate(problem, 8, 0, tools)
+    hook.remove()
+    assert sum(evaluated) == (12 - 7) * 32  # nothing is planned, calibrated or done again
+    assert said[0] == "going on after 7 of 11 steps"
+    assert torch.equal(x, whole)
+    file.finish(x)
+    assert torch.equal(load_array(tmp_path / "posterior.nc", "posterior"), whole)

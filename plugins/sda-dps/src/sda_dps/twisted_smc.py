@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sda_core.config import Check, at_least, between, component, option
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
 from sda_core.errors import AssimilationError, AssimilationWarning
 from sda_core.guidance import Likelihood
-from sda_core.method import Guided, GuidedMethod, Problem, Toolbox, plan_memory
+from sda_core.method import Ensemble, Guided, GuidedMethod, Problem, Progress, Toolbox, plan_memory
 from sda_core.random import MemberNoise, seeded_generator
 from sda_dps.ancestral import AncestralWalk
+from sda_dps.particles import Particles
 from sda_dps.twist import GivesLogLikelihood, log_twist
 
 #: Below this share of the particles, an effective sample size is worth a warning. Few ancestors are
@@ -89,18 +91,28 @@ class TwistedSMC(GuidedMethod):
             )
         guided = self.guided(problem, seed, tools)
         sampler, guidance, likelihood = guided.sampler, guided.guidance, guided.likelihood
-        walk = self._walk(guided, problem, tools)
-        own = guidance if isinstance(guidance, GivesLogLikelihood) else None
-        errors, variances = self._errors(walk, likelihood, sampler.denoise_final, problem, seed)
-
+        ensemble = tools.ensemble or Ensemble((members, *problem.shape))
+        before, settings = ensemble.begin() or ({}, {})
+        settings = self._sizes(settings, guided, problem, tools)
+        walk = _walk(guided, settings, self.eta)
         last = len(walk.times) - 1
-        noise, generator = MemberNoise(seed, range(self.particles)), seeded_generator(seed, 0, 0)
-        x = float(walk.scales(0)[1]) * noise.normal((self.particles, *problem.shape))
-        log_w = torch.zeros(self.particles, dtype=torch.float64)
-        log_psi, ancestors, sizes, lost = log_w, torch.arange(self.particles), [], 0
-        for i in range(last + 1):
-            if i < last:
-                x0, x0_y = walk.guide(x, i)
+        own = guidance if isinstance(guidance, GivesLogLikelihood) else None
+        particles = Particles(self.particles, problem.shape, float(walk.scales(0)[1]), seed)
+        if before:
+            errors, variances = before["errors"], before["variances"]
+            particles.load_state_dict(before)
+            if tools.announce:
+                tools.announce(f"going on after {particles.step} of {last} steps")
+        else:
+            errors, variances = self._errors(walk, likelihood, sampler.denoise_final, problem, seed)
+
+        def progress() -> Progress:
+            state = particles.state_dict() | {"errors": errors, "variances": variances}
+            return state, settings
+
+        with ensemble.checkpoints() as checkpoint:
+            for i in range(particles.step, last):
+                x0, x0_y = walk.guide(particles.x, i)
                 sound = x0.flatten(1).isfinite().all(1)
                 x0[~sound] = 0.0  # a particle that is not finite has no weight from now on
                 psi = (
@@ -108,46 +120,54 @@ class TwistedSMC(GuidedMethod):
                     if own
                     else log_twist(likelihood, x0, errors[i])
                 )
-            else:
-                x = x0 = walk.denoise(x, last) if sampler.denoise_final else x
-                sound = x.flatten(1).isfinite().all(1)
-                psi = likelihood.log_prob(x.double())
-            log_w, log_psi = log_w + psi - log_psi, psi
-            sound &= log_w.isfinite()
-            if not sound.any():
-                raise AssimilationError(
-                    f"twisted-smc: none of {self.particles} particles is finite and compatible "
-                    f"with the observations at step {i} of {last}. Use more steps or particles, a "
-                    "weaker guidance, or check the observations' units and std"
-                )
-            log_w = torch.where(sound, log_w, -torch.inf)
-            log_psi = torch.where(sound, log_psi, 0.0)
-            sizes.append(effective_sample_size(log_w))
-            if i == last or sizes[-1] < self.threshold * self.particles:
-                lost += int((log_w == -torch.inf).sum())
-                chosen = systematic_resampling(log_w, generator)
-                ancestors, log_w, log_psi = ancestors[chosen], 0 * log_psi, log_psi[chosen]
-                x, x0 = x[chosen], x0[chosen]
-                if i < last:
-                    x0_y = x0_y[chosen]
-            if i < last:
+                self._weigh(particles, psi, sound, i, last)
+                if particles.sizes[-1] < self.threshold * len(particles):
+                    chosen = particles.resample()
+                    x0, x0_y = x0[chosen], x0_y[chosen]
                 carry, gain, ddim = walk.coefficients(i)
                 std = torch.sqrt(ddim**2 + gain**2 * variances[i])
                 # A step with z from the guided mean is one with z + shift from the prior's. Where
                 # guidance is not a number, the prior's step does, and the weight is still right.
                 shift = torch.nan_to_num(gain / std * (x0_y - x0))
-                z = noise.normal(x.shape)
-                x = torch.nan_to_num(carry * x + gain * x0 + std * (z + shift))
-                log_w = log_w - (shift * (z + shift / 2)).flatten(1).double().sum(1)
-            if tools.on_step:
-                tools.on_step(i + 1, last + 1)
-        self._report(sizes, ancestors, lost, tools)
-        order = torch.randperm(self.particles, generator=generator)
-        return guided.model.standardization.to_physical(x[order[:members]])
+                z = particles.noise.normal(x0.shape)
+                moved = carry * particles.x + gain * x0 + std * (z + shift)
+                particles.x = torch.nan_to_num(moved)
+                step_w = (shift * (z + shift / 2)).flatten(1).double().sum(1)
+                particles.log_w = particles.log_w - step_w
+                particles.step = i + 1
+                if tools.on_step:
+                    tools.on_step(i + 1, last + 1)
+                checkpoint(progress)
+        if sampler.denoise_final:
+            particles.x = walk.denoise(particles.x, last)
+        sound = particles.x.flatten(1).isfinite().all(1)
+        self._weigh(particles, likelihood.log_prob(particles.x.double()), sound, last, last)
+        particles.resample()
+        if tools.on_step:
+            tools.on_step(last + 1, last + 1)
+        self._report(particles, tools)
+        x = guided.model.standardization.to_physical(particles.draw(members))
+        ensemble.write(torch.arange(members), x)
+        return ensemble.values
 
-    def _walk(self, guided: Guided, problem: Problem, tools: Toolbox) -> AncestralWalk:
-        """The steps, in batches that fit the memory."""
+    def _weigh(
+        self, particles: Particles, psi: Tensor, sound: Tensor, step: int, steps: int
+    ) -> None:
+        if not particles.weigh(psi, sound):
+            raise AssimilationError(
+                f"twisted-smc: none of {self.particles} particles is finite and compatible "
+                f"with the observations at step {step} of {steps}. Use more steps or particles, a "
+                "weaker guidance, or check the observations' units and std"
+            )
+
+    def _sizes(
+        self, settings: Mapping[str, Any], guided: Guided, problem: Problem, tools: Toolbox
+    ) -> Mapping[str, Any]:
+        """How many particles and windows at once fit the memory; as before, if that was asked."""
         prior, device = guided.model.trajectory_denoiser(), guided.model.device
+        asked = {"batch_size": self.batch_size, "memory": self.memory, "device": device.type}
+        if settings.get("asked") == asked:
+            return settings
         times = guided.sampler.times(prior.schedule)
 
         def some_steps(prior: Denoiser) -> None:
@@ -166,16 +186,7 @@ class TwistedSMC(GuidedMethod):
         )
         if tools.announce:
             tools.announce(str(plan))
-        if isinstance(prior, MarkovBlanketDenoiser):
-            prior.chunk_size = plan.chunk_size
-        return AncestralWalk(
-            prior=prior,
-            guided=guided.guide(prior),
-            times=times,
-            eta=self.eta,
-            batch_size=plan.batch_size,
-            device=device,
-        )
+        return {"asked": asked, "particles": plan.batch_size, "windows": plan.chunk_size}
 
     def _errors(
         self,
@@ -184,11 +195,11 @@ class TwistedSMC(GuidedMethod):
         denoise_final: bool,
         problem: Problem,
         seed: int,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[Tensor, Tensor]:
         r"""How far samples of the prior are from their estimates x0, at each time but the last.
 
         Returns:
-            A(x_0) - A(x0), each (K, n), and E (x_0 - x0)^2 by variable, each (C, 1, ...).
+            A(x_0) - A(x0), (times, K, n), and E (x_0 - x0)^2 by variable, (times, C, 1, ...).
         """
         last, shape = len(walk.times) - 1, (self.calibration, *problem.shape)
         few = max(1, ENTRIES // math.prod(problem.shape))  # samples, for the mean over all entries
@@ -205,10 +216,11 @@ class TwistedSMC(GuidedMethod):
         errors = [residual - likelihood.residual(x).double() for residual in residuals]
         axes = (0, 1, *range(3, x.ndim))
         variances = [(x[:few] - x0).square().mean(axes, keepdim=True)[0, 0] for x0 in estimates]
-        return errors, variances
+        return torch.stack(errors), torch.stack(variances)
 
-    def _report(self, sizes: Sequence[float], ancestors: Tensor, lost: int, tools: Toolbox) -> None:
-        families = len(ancestors.unique())
+    def _report(self, particles: Particles, tools: Toolbox) -> None:
+        sizes, lost = particles.sizes, particles.lost
+        families = len(particles.ancestors.unique())
         line = (
             f"twisted-smc: effective sample size {min(sizes):.1f} at the least, {sizes[-1]:.1f} at "
             f"the end, of {self.particles} particles, which descend from {families} of the first "
@@ -236,14 +248,16 @@ class TwistedSMC(GuidedMethod):
             )
 
 
-def effective_sample_size(log_w: Tensor) -> float:
-    """(sum w)^2 / sum w^2."""
-    return float(torch.exp(2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)))
-
-
-def systematic_resampling(log_w: Tensor, generator: Generator) -> Tensor:
-    """As many indices as weights, each about in proportion to its weight, (N,)."""
-    n = len(log_w)
-    cumulative = log_w.softmax(0).cumsum(0)
-    points = (torch.arange(n) + torch.rand((), generator=generator, dtype=log_w.dtype)) / n
-    return torch.searchsorted(cumulative, points * cumulative[-1]).clamp_max(n - 1)
+def _walk(guided: Guided, settings: Mapping[str, Any], eta: float) -> AncestralWalk:
+    """The steps, in batches of these sizes."""
+    prior = guided.model.trajectory_denoiser()
+    if isinstance(prior, MarkovBlanketDenoiser):
+        prior.chunk_size = settings["windows"]
+    return AncestralWalk(
+        prior=prior,
+        guided=guided.guide(prior),
+        times=guided.sampler.times(prior.schedule),
+        eta=eta,
+        batch_size=settings["particles"],
+        device=guided.model.device,
+    )

@@ -2,7 +2,7 @@
 
 from sda_core.method.assimilator import OnlineAssimilator, WindowPosterior
 from sda_core.method.base import Method, PriorModel, Problem, Toolbox
-from sda_core.method.ensemble import Ensemble
+from sda_core.method.ensemble import Ensemble, Progress
 from sda_core.method.forecasting import forecast
 from sda_core.method.interpolation import Interpolation
 from sda_core.method.memory_plan import MemoryPlan, plan_memory
@@ -24,6 +24,7 @@ __all__ = [
     "ParticleFilter",
     "PriorModel",
     "Problem",
+    "Progress",
     "Toolbox",
     "WindowPosterior",
     "forecast",
