@@ -30,6 +30,7 @@ from sda_core.sampler import DDPM
 from sda_core.schedule import VP
 from sda_core.system import Axis, SystemSpec
 from sda_core.testing import check_cluster, gaussian_problem
+from sda_core.testing import cluster as kit
 
 from . import cluster_runs, cluster_work
 
@@ -40,7 +41,7 @@ def _found_by_workers(monkeypatch) -> None:
 
 
 @component
-class Here(Cluster):
+class Here(Local):
     """This process, which does the last task first, and can break off."""
 
     most: int = 1000
@@ -108,11 +109,14 @@ def test_all_errors_can_be_sent() -> None:
 
 
 class _Broken(Cluster):
-    def __init__(self, change) -> None:
-        self.change = change
+    def __init__(self, change=None, told=()) -> None:
+        self.change, self.told = change, told
 
     def map(self, work, tasks, *, workers):
         yield from self.change([(i, work(task)) for i, task in enumerate(tasks)])
+
+    def together(self, work, *, workers, gpus_per_worker=None, stopping=None):
+        yield from self.told
 
 
 @pytest.mark.parametrize(
@@ -126,6 +130,24 @@ class _Broken(Cluster):
 def test_the_kit_finds_broken_clusters(change, message) -> None:
     with pytest.raises(AssertionError, match=message):
         check_cluster(_Broken(change))
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ([(os.getpid(), 11.0), 0, 1, 2, "stopped"], "in the process that asks for it"),
+        ([(1, 1.0), 0, 1, 2, "stopped"], "the sum of 1 and 10 over two processes is 1"),
+        ([(1, 11.0), 0, 2, 1, "stopped"], r"is told, and \[0, 2, 1, 'stopped'\] comes"),
+    ],
+)
+def test_the_kit_finds_broken_groups(told, message) -> None:
+    with pytest.raises(AssertionError, match=message):
+        kit._group(_Broken(told=told))
+
+
+def test_the_kit_finds_groups_that_hide_errors() -> None:
+    with pytest.raises(AssertionError, match="nothing is raised by a group"):
+        kit._group_errors(_Broken())
 
 
 # --- the cluster at an address ---

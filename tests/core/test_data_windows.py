@@ -22,6 +22,7 @@ from sda_core.data import windows as windows_module
 from sda_core.data.prefetch import prefetch
 from sda_core.data.windows import available_memory
 from sda_core.errors import DataError
+from sda_core.training import Group
 
 from .data_systems import Swing, Walk, make
 
@@ -134,6 +135,26 @@ def test_states_are_held_on_the_device_or_the_host_or_not_at_all(store, monkeypa
     ]
     if place is not None:
         assert windows._states.device.type == place
+
+
+def test_processes_share_the_memory_of_the_host_alone(store, monkeypatch):
+    size = 4 * 16 * 12 * 2 * 4
+    monkeypatch.setattr("sda_core.data.windows.available_memory", lambda device: 6 * size)
+    for device, processes, place in (("cpu", 3, "cpu"), ("cpu", 4, None), ("meta", 4, "meta")):
+        windows = WindowDataset(store, 3, device=device, processes=processes)
+        assert windows.held_on == (None if place is None else torch.device(place))
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+def test_shares_of_batches_are_the_batches(store, limit):
+    windows = WindowDataset(store, 3, limit)
+    whole = list(windows.epoch(generator(), 6, first=1))
+    assert [len(batch) for batch in whole] == [6, 4]
+    shares = [Group(rank, 5).share for rank in range(5)]
+    parts = [list(windows.epoch(generator(), 6, first=1, share=share)) for share in shares]
+    for i, batch in enumerate(whole):
+        assert torch.equal(torch.cat([part[i] for part in parts]), batch)
+    assert min(len(part[1]) for part in parts) == 0
 
 
 def _prefetching() -> bool:

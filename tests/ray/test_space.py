@@ -265,7 +265,7 @@ def test_a_grid_of_a_range_is_refused() -> None:
 
 def test_cma_es_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install cmaes"):
+    with pytest.raises(ConfigError, match=r"pip install 'sda-ray\[cma-es\]'"):
         sweep(RATE, search="cma-es")
 
 

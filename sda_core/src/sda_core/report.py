@@ -56,8 +56,8 @@ def write_report(
         pictures=[(picture.save(folder).name, picture) for picture in pictures],
         config=dump_toml(unstructure(run.experiment, manager=run.manager)),
         provenance=json.dumps(run.provenance(), indent=2),
-        baseline=names.get("baseline"),
-        reference=run.experiment.evaluate.reference is not None,
+        baseline=names.get("baseline") if "baseline" in scores else None,
+        reference="reference" in scores,
     )
     write_text(run.directory / "report.html", page)
 

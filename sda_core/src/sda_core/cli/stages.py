@@ -171,6 +171,15 @@ def train(
         str | None, typer.Option(help="Train an ensemble: seeds, as in 0,1,2 or 0-2.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Members of an ensemble trained side by side.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Train with so many processes at once, of [cluster] or this machine."),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(help="GPUs of each worker, as in 0.5; 1 if there are enough, else 0."),
+    ] = None,
+    address: Address = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how much memory and time it takes, and stop.")
     ] = False,
@@ -182,6 +191,7 @@ def train(
     _at_most_one(
         detect_anomaly=detect_anomaly, seeds=seeds is not None, dry_run=dry_run, quick=quick
     )
+    _at_most_one(workers=workers is not None, seeds=seeds is not None, dry_run=dry_run, quick=quick)
     if seeds is None and jobs != 1:
         raise ConfigError("--jobs is for ensembles: give their --seeds, as in 0,1,2")
     loaded, folder = prepare(
@@ -213,6 +223,9 @@ def train(
             resume=resume,
             may_change=may_change or (),
             detect_anomaly=detect_anomaly,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+            cluster=cluster_at(address, workers, loaded),
         )
         typer.echo(f"model: {folder / 'model'}, validation loss {model.provenance['valid_loss']}")
 

@@ -1,7 +1,7 @@
 """Clusters: where heavy work is spread to."""
 
 from sda_core.cluster.address import at_address
-from sda_core.cluster.base import Cluster
+from sda_core.cluster.base import Cluster, Link
 from sda_core.cluster.local import Local
 
-__all__ = ["Cluster", "Local", "at_address"]
+__all__ = ["Cluster", "Link", "Local", "at_address"]

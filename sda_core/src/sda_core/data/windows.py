@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class WindowDataset:
         memory_limit: How many bytes may be held on a device; None for half of what is available.
         device: Where the batches are wanted.
         standardization: The map to model space; None for the store's.
+        processes: How many processes share the host's memory, each with the trajectories.
 
     Attributes:
         store: The trajectories.
@@ -100,6 +101,7 @@ class WindowDataset:
         memory_limit: int | None = None,
         device: torch.device | str = "cpu",
         standardization: Standardization | None = None,
+        processes: int = 1,
     ) -> None:
         self.store, self.window, self.device = store, window, torch.device(device)
         length = store.shape[1]
@@ -112,7 +114,9 @@ class WindowDataset:
         size = 4 * math.prod(store.shape)
         self.held_on: torch.device | None = None
         for place in (self.device, torch.device("cpu")):
-            limit = available_memory(place) // 2 if memory_limit is None else memory_limit
+            sharing = processes if place.type == "cpu" else 1
+            usual = available_memory(place) // (2 * sharing)
+            limit = usual if memory_limit is None else memory_limit
             if size <= limit:
                 self.held_on = place
                 break
@@ -124,7 +128,12 @@ class WindowDataset:
         return len(self.store)
 
     def epoch(
-        self, generator: torch.Generator, batch_size: int, per_trajectory: int = 1, first: int = 0
+        self,
+        generator: torch.Generator,
+        batch_size: int,
+        per_trajectory: int = 1,
+        first: int = 0,
+        share: Callable[[int], slice] = slice,
     ) -> Generator[Tensor, None, None]:
         r"""Draw windows from every trajectory, each with a uniformly random start, shuffled.
 
@@ -134,6 +143,7 @@ class WindowDataset:
             batch_size: Number B of windows in a batch; the last batch has what is left.
             per_trajectory: Number of windows drawn from each trajectory.
             first: Number of batches that are left out at the beginning.
+            share: Which windows are wanted of a batch of a size; by default all.
 
         Yields:
             Windows in model space, float32, (B, W, C, \*S).
@@ -148,11 +158,11 @@ class WindowDataset:
         rows, starts = rows[first * batch_size :], starts[first * batch_size :]
         if self.held_on is None:
             parts = zip(rows.split(batch_size), starts.split(batch_size), strict=True)
-            batches = (self._read(*part) for part in parts)
+            batches = (self._read(*(v[share(len(v))] for v in part)) for part in parts)
         else:
             index = (rows * L + starts)[:, None] + torch.arange(self.window)
             parts_held = index.to(self.held_on).split(batch_size)
-            batches = (self._gather(part) for part in parts_held)
+            batches = (self._gather(part[share(len(part))]) for part in parts_held)
         if self.held_on != self.device:
             batches = prefetch(batches, BATCHES_AHEAD)
         with closing(batches):

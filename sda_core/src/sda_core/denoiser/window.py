@@ -161,7 +161,8 @@ class WindowDenoiser(Denoiser):
         x_t = alpha * x + sigma * eps
         c_in, c_skip, c_out = self.coefficients(alpha, sigma)
         target = ((1 - c_skip * alpha) * x - c_skip * sigma * eps) / c_out
-        error = ((network or self.network)(c_in * x_t, t) - target).square()
+        evaluate = self.network if network is None else network
+        error = (evaluate(c_in * x_t, t) - target).square()
         if weights is not None:
             error = error * expand_time(weights / weights.mean(), error[0, 0])
         return error.mean(), error.detach().flatten(1).mean(1)

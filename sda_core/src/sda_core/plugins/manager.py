@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import EntryPoint
 from operator import attrgetter
@@ -81,6 +82,24 @@ class PluginManager:
     def register(self, plugin: object, name: str) -> None:
         """Add a plugin that is no entry point, under the same rules."""
         self._add(Source(name, "", name, lambda: plugin))
+
+    @contextmanager
+    def watched_by(self, plugins: Iterable[object]) -> Iterator[None]:
+        """Call the hooks of further objects too, within.
+
+        Raises:
+            PluginError: One is no plugin; says why.
+        """
+        with ExitStack() as stack:
+            for number, plugin in enumerate(plugins):
+                name = type(plugin).__name__
+                alone = hooks_only()
+                check_interface(plugin, Source(name, "", name, lambda: None))
+                alone.register(plugin)
+                check_hooks(alone, plugin)
+                self._pluggy.register(plugin, f"{name}:{number}")
+                stack.callback(self._pluggy.unregister, plugin)
+            yield
 
     def components(self, kind: str | None = None) -> list[RegisteredComponent]:
         """The components that can be picked, by kind and name.

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import json
-import math
-import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,42 +11,27 @@ from typing import Any
 import attrs
 import torch
 
-from sda_core.config import differences, unstructure
+from sda_core.cluster import Cluster, Link, Local
+from sda_core.config import differences, structure, unstructure
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
-from sda_core.errors import (
-    AssimilationError,
-    CheckpointError,
-    CheckpointWarning,
-    ConfigError,
-    SDAError,
-    StoppedError,
-    TrainingError,
-)
+from sda_core.errors import CheckpointError, ClusterError, ConfigError
 from sda_core.experiment import Experiment
-from sda_core.files import exclusive, write_text
-from sda_core.interrupt import stop_request
-from sda_core.method import sample_members
+from sda_core.files import exclusive
 from sda_core.model import TrainedModel
-from sda_core.progress import ProgressOption, announce, reporting
-from sda_core.rundir import Run, device, plain
-from sda_core.stages.common import SAMPLE, WEIGHTS, check_simulated, stream
+from sda_core.progress import ProgressOption
+from sda_core.rundir import Run, device
+from sda_core.stages.common import WEIGHTS, check_simulated, load_model, stream
+from sda_core.stages.training_loop import Follower, Training
+from sda_core.stages.watching import Asker, Here, Watcher, watch_together
 from sda_core.system import HasContext, SystemSpec
 from sda_core.training import (
-    EpochMetrics,
-    Event,
-    LossSpike,
-    SkippedBatch,
-    Step,
+    Group,
     Trainer,
     anomaly_hunt,
     arithmetic_rules,
     check_settings,
-    memory_in_use,
     reset_peak_memory,
 )
-
-#: Seconds between two looks at progress.
-_GLANCE = 0.2
 
 
 def train(
@@ -61,8 +42,15 @@ def train(
     resume: bool = False,
     may_change: Collection[str] = (),
     detect_anomaly: bool = False,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    cluster: Cluster | None = None,
+    hooks: Sequence[object] = (),
 ) -> TrainedModel:
     """Train the kernel of an experiment, from the newest checkpoint if there is one.
+
+    With workers each step is that of the whole batch, which is shared among them, so that their
+    number changes no result but for the order of sums. Without, this process trains, on its GPU.
 
     Args:
         experiment: The experiment; its data set must have been simulated.
@@ -73,12 +61,22 @@ def train(
             ``"train.epochs"``, or tables, such as ``"train"``.
         detect_anomaly: Whether to look for the operation that first gives a value that is not
             finite, and stop there; many times slower.
+        workers: Number of processes that train together; None for this process.
+        gpus_per_worker: GPUs of each, or the fraction of one that it shares; None for 1 if there
+            are enough, else 0.
+        cluster: Where the workers are, if not on the experiment's cluster; without one, on this
+            machine.
+        hooks: Objects with implementations of hooks, which see this training; pickled where there
+            are workers.
 
     Returns:
         The trained model, also written to ``model/``.
 
     Raises:
-        ConfigError: There is no data set, the model is a pretrained one.
+        ClusterError: The cluster cannot be reached, does not have what was asked for, or lost
+            workers too often; what was trained is kept.
+        ConfigError: There is no data set, the model is a pretrained one, or there is not the right
+            number of workers.
         DataError: The data are not finite, or do not have the statistics that the store states.
         CheckpointError: The directory holds a checkpoint of another configuration, none that is
             whole, or none at all where one must be.
@@ -98,13 +96,81 @@ def train(
         experiment.require("sampler", "train.sample_every")
         experiment.require("sample", "train.sample_every")
     check_simulated(run)
+    _check_workers(experiment, workers, gpus_per_worker, detect_anomaly)
     with exclusive(run.directory / ".training.lock", "training"):
-        return _train(run, resume, may_change, detect_anomaly)
+        if workers is None:
+            with run.manager.watched_by(hooks):
+                return _train(run, resume, may_change, detect_anomaly, Here(progress), Group())
+        table = unstructure(experiment, manager=run.manager)
+        work = _Work(table, run.directory.resolve(), resume, tuple(may_change), tuple(hooks))
+        where = cluster or experiment.cluster or Local()
+        watch_together(where, work, progress, workers=workers, gpus_per_worker=gpus_per_worker)
+        return load_model(run)
+
+
+def _check_workers(
+    experiment: Experiment, workers: int | None, gpus: float | None, detect_anomaly: bool
+) -> None:
+    if workers is None:
+        if gpus is not None:
+            raise ConfigError(
+                f"--gpus-per-worker {gpus:g} says what each has, but not how many there are: give "
+                "--workers, too"
+            )
+        return
+    batch_size = experiment.train.batch_size
+    if not 1 <= workers <= batch_size:
+        raise ConfigError(
+            f"--workers {workers}: give the number of processes, from 1 to train.batch_size = "
+            f"{batch_size}, whose windows they share"
+        )
+    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != round(gpus))):
+        raise ConfigError(
+            f"--gpus-per-worker {gpus:g}: give 0, a fraction of 1 that is shared, or a whole number"
+        )
+    if detect_anomaly:
+        raise ConfigError(
+            f"--detect-anomaly looks at one process: leave out --workers {workers}; any number of "
+            "workers, or none, goes on from a checkpoint"
+        )
+
+
+@attrs.frozen
+class _Work:
+    """What each worker does: the first one trains and writes, the others follow it."""
+
+    table: dict[str, Any]
+    directory: Path
+    resume: bool
+    may_change: Collection[str]
+    hooks: Sequence[object]
+
+    def __call__(self, link: Link) -> None:
+        group = Group.current()
+        run = Run(structure(Experiment, self.table), self.directory, progress=False)
+        if not split_path(run.data, "train").is_file():
+            raise ClusterError(
+                f"{run.data} is not there for worker {group.rank}: all machines of the cluster "
+                "must have the run directory, by shared storage"
+            )
+        if not group.leads:
+            warnings.simplefilter("ignore")  # the one that leads gives the same
+            _follow(run, group)
+            return
+        asker = Asker(link)
+        with run.manager.watched_by(self.hooks), asker.warned():
+            _train(run, self.resume, self.may_change, False, asker, group)
 
 
 def _train(
-    run: Run, resume: bool, may_change: Collection[str], detect_anomaly: bool
+    run: Run,
+    resume: bool,
+    may_change: Collection[str],
+    detect_anomaly: bool,
+    watcher: Watcher,
+    group: Group,
 ) -> TrainedModel:
+    """Train in this process, which is alone or leads a group."""
     experiment = run.experiment
     store = TrajectoryStore(split_path(run.data, "train"))
     depends = run.settings("simulate", "train") | {"data_id": store.info.data_id}
@@ -122,13 +188,15 @@ def _train(
     settings: Any = experiment.train
     if detect_anomaly:  # an overflow of float16 is no anomaly, and hooks are not compiled
         settings = attrs.evolve(settings, compile=False, precision="float32")
+    start = None if checkpoint is None else (checkpoint.tensors, checkpoint.state)
+    group.broadcast((start, ended))
     with arithmetic_rules(settings):  # before anything is done on a GPU
         model = new_model(run, store.spec)
-        trainer = _new_trainer(run, model, settings)
+        trainer = _new_trainer(run, model, settings, group)
         reset_peak_memory(trainer.device)
-        training = _Training(run, trainer, model, depends)
-        if checkpoint is not None:
-            trainer.load_state_dict(checkpoint.tensors, checkpoint.state)
+        training = Training(run, trainer, model, depends, watcher)
+        if start is not None:
+            trainer.load_state_dict(*start)
         with (
             run.stage("train") as results,
             anomaly_hunt(model.denoiser) if detect_anomaly else nullcontext(),
@@ -139,14 +207,24 @@ def _train(
                 if ended is None:
                     training.go_on()
                 else:
-                    announce(
-                        run.progress, f"the training has ended after epoch {trainer.epoch}: {ended}"
-                    )
+                    watcher.say(f"the training has ended after epoch {trainer.epoch}: {ended}")
                 trained = training.finished(results)
                 trained.save(run.model)
             finally:
                 _draw(run)
     return trained
+
+
+def _follow(run: Run, group: Group) -> None:
+    """Train with a process of the group that leads; nothing is written."""
+    start, ended = group.broadcast()
+    with arithmetic_rules(run.experiment.train):
+        model = new_model(run, TrajectoryStore(split_path(run.data, "train")).spec)
+        trainer = _new_trainer(run, model, run.experiment.train, group)
+        if start is not None:
+            trainer.load_state_dict(*start)
+        if ended is None:
+            Follower(trainer).go_on()
 
 
 def new_model(run: Run, spec: SystemSpec) -> TrainedModel:
@@ -171,7 +249,7 @@ def new_model(run: Run, spec: SystemSpec) -> TrainedModel:
     return model
 
 
-def _new_trainer(run: Run, model: TrainedModel, settings: Any) -> Trainer:
+def _new_trainer(run: Run, model: TrainedModel, settings: Any, group: Group) -> Trainer:
     """The trainer, with data that were looked at."""
     data: list[WindowDataset | None] = []
     for split in ("train", "valid"):
@@ -185,262 +263,13 @@ def _new_trainer(run: Run, model: TrainedModel, settings: Any) -> Trainer:
             model.config.window,
             device=device(),
             standardization=model.standardization,
+            processes=group.size,
         )
         windows.check()
         data.append(windows)
     train, valid = data
     assert train is not None  # since it was looked for
-    return Trainer(model.denoiser, train, valid, settings, run.train_seed)
-
-
-class _Training:
-    """A training with its checkpoints, records and guards.
-
-    Args:
-        run: The run.
-        trainer: The trainer, in the state to go on from.
-        model: The model that it trains.
-        depends: The configuration that a checkpoint belongs to.
-    """
-
-    def __init__(
-        self, run: Run, trainer: Trainer, model: TrainedModel, depends: dict[str, Any]
-    ) -> None:
-        self.run, self.trainer, self.model, self.depends = run, trainer, model, depends
-        self.settings = run.experiment.train
-        self.folder = run.checkpoints
-        self._written = self._glanced = time.monotonic()
-        self._glanced_step = trainer.step
-
-    def go_on(self) -> None:
-        """Train to the end.
-
-        Raises:
-            StoppedError: A stop was asked for.
-            TrainingError: It cannot go on.
-        """
-        trainer = self.trainer
-        with (
-            reporting(self.run.progress, "training", trainer.num_steps, trainer.step) as report,
-            stop_request() as stopping,
-        ):
-            try:
-                while not self._events(report, stopping):
-                    pass
-            except TrainingError as error:
-                raise TrainingError(f"{error}. {self._last_good()}") from error
-
-    def _events(self, report: Callable[..., None], stopping: Callable[[], bool]) -> bool:
-        """Train until the end, or until it was rolled back; whether it was the end."""
-        for event in self.trainer.events():
-            if self._went_wrong(event):
-                return False
-            if not isinstance(event, Step | EpochMetrics):
-                continue
-            try:
-                reason = self._after(event, report)
-            except SDAError:
-                raise
-            except Exception:  # of a plugin, or the disk; what was trained is not lost with it
-                self._checkpoint(event)
-                raise
-            ended = event.epoch == self.settings.epochs or reason is not None
-            if ended or stopping() or self._is_due(event):
-                if any(self._went_wrong(late) for late in self.trainer.settle()):
-                    return False
-                self._checkpoint(event, ended=reason)
-            if ended:
-                if reason is not None:
-                    self._say(f"training ends after epoch {event.epoch}: {reason}")
-                return True
-            if stopping():
-                raise StoppedError(
-                    f"training stopped after step {event.step:,} of "
-                    f"{self.trainer.num_steps:,} (epoch {event.epoch} of "
-                    f"{self.settings.epochs}); the same command goes on from there"
-                )
-        return True
-
-    def _went_wrong(self, event: Event) -> bool:
-        """Record what went wrong, if it did; whether the training was rolled back."""
-        if isinstance(event, SkippedBatch):
-            self.run.log({"event": "skipped", **attrs.asdict(event)})
-            self._say(
-                f"skipped a batch that is not finite, at step {event.step} "
-                f"(loss {event.loss:g}, gradient norm {event.grad_norm:g})"
-            )
-        elif isinstance(event, LossSpike):
-            self._roll_back(event)
-            return True
-        return False
-
-    def _after(self, event: Any, report: Callable[..., None]) -> str | None:
-        """Report a step, and an epoch if it ended one; give a reason to end the training."""
-        trainer, run = self.trainer, self.run
-        self._glance(event, report)
-        if event.step % self.settings.report_every == 0:
-            values = {**trainer.report(), **run.diagnostics("batch", trainer=trainer)}
-            run.log_values("report", event.epoch, event.step, values)
-        if not isinstance(event, EpochMetrics):
-            return None
-        metrics = attrs.asdict(event)
-        values = {k: v for k, v in metrics.items() if k not in ("epoch", "step") and v is not None}
-        values |= run.diagnostics("epoch", trainer=trainer, metrics=metrics)
-        if event.valid_loss is not None:
-            values |= run.diagnostics("validation", trainer=trainer, metrics=metrics)
-        if self.settings.sample_every and event.epoch % self.settings.sample_every == 0:
-            values |= self._samples()
-        run.log_values("epoch", event.epoch, event.step, values)
-        run.manager.hook.sda_epoch_ended(run=run, metrics=metrics)
-        if event.valid_loss is None:
-            return None
-        reasons = run.manager.hook.sda_stop_training(run=run, metrics=metrics)
-        return next((r for r in [*reasons, self._patience()] if r is not None), None)
-
-    def _patience(self) -> str | None:
-        patience, trainer = self.settings.patience, self.trainer
-        if patience is None or not math.isfinite(trainer.best_loss):
-            return None
-        validated = [m for m in trainer.history if m.valid_loss is not None]
-        worse = sum(m.epoch > trainer.best_epoch for m in validated)
-        if worse < patience:
-            return None
-        return f"{worse} validations were no better than that of epoch {trainer.best_epoch}"
-
-    def _samples(self) -> dict[str, Any]:
-        """Diagnostics of unconditional samples of the weights of now."""
-        experiment = self.run.experiment
-        config, sampler = experiment.sample, experiment.sampler
-        assert config is not None  # since it was asked for at the start
-        assert sampler is not None
-        model = attrs.evolve(self.model, denoiser=copy.deepcopy(self.trainer.best_denoiser))
-        try:
-            x = sample_members(
-                model,
-                sampler,
-                (config.members, config.length, *model.spec.state_shape),
-                stream(experiment.seed, SAMPLE),
-                memory=getattr(experiment.method, "memory", None),
-            )
-        except AssimilationError as error:
-            self._say(f"no samples after epoch {self.trainer.epoch}: {error}")
-            return {}
-        return self.run.diagnostics("training-samples", model=model, samples=x)
-
-    def _is_due(self, event: Any) -> bool:
-        if self.trainer.is_rising:
-            return False
-        minutes = self.settings.checkpoint_minutes
-        if minutes is not None and time.monotonic() - self._written > 60 * minutes:
-            return True
-        if not isinstance(event, EpochMetrics):
-            return False
-        return event.epoch % self.settings.checkpoint_every == 0 or self._is_best(event)
-
-    def _is_best(self, event: Any) -> bool:
-        return isinstance(event, EpochMetrics) and event.epoch == self.trainer.best_epoch
-
-    def _checkpoint(self, event: Any, ended: str | None = None) -> None:
-        trainer = self.trainer
-        if not trainer.is_finite():
-            raise TrainingError(
-                f"weights are not finite after step {trainer.step}, so no checkpoint is written"
-            )
-        tensors, state = trainer.state_dict()
-        path = self.folder.write(
-            tensors, {**state, "ended": ended}, self.depends, best=self._is_best(event)
-        )
-        self._write_history()
-        self._written = time.monotonic()
-        self.run.manager.hook.sda_checkpoint_written(run=self.run, path=path)
-
-    def _write_history(self) -> None:
-        history = self.trainer.history
-        columns = {
-            a.name: [plain(getattr(metrics, a.name)) for metrics in history]
-            for a in attrs.fields(EpochMetrics)
-        }
-        write_text(self.run.directory / "history.json", json.dumps(columns) + "\n")
-
-    def _roll_back(self, spike: LossSpike) -> None:
-        found = self.folder.before(spike.since)
-        what = f"loss {spike.loss:.3g} is far above its running median {spike.median:.3g}"
-        if found is None:
-            raise TrainingError(
-                f"{what} at step {spike.step}, and there is no checkpoint from before step "
-                f"{spike.since}: raise train.keep, or lower train.checkpoint_every"
-            )
-        trainer = self.trainer
-        trainer.roll_back(found.tensors, found.state)
-        self._checkpoint(None)
-        self.run.forget_after(trainer.step)
-        record = {**attrs.asdict(spike), "from_step": spike.step, "step": trainer.step}
-        self.run.log({"event": "rollback", **record, "slow_down": trainer.slow_down})
-        self._say(
-            f"{what} at step {spike.step}: back to step {trainer.step}, learning rate times "
-            f"{trainer.slow_down:g}"
-        )
-
-    def _last_good(self) -> str:
-        found = self.folder.newest()
-        if found is None:
-            return "No checkpoint was written before that"
-        return f"The last good checkpoint is {found.path}, of step {found.state['step']}"
-
-    def _glance(self, event: Any, report: Callable[..., None]) -> None:
-        """Show progress, from what the host knows without waiting for the device."""
-        trainer, now = self.trainer, time.monotonic()
-        if now - self._glanced < _GLANCE and event.step < trainer.num_steps:
-            return
-        steps_per_second = (event.step - self._glanced_step) / max(now - self._glanced, 1e-9)
-        self._glanced, self._glanced_step = now, event.step
-        report(event.step, "  ".join(_note(trainer, event, steps_per_second)))
-
-    def _say(self, line: str) -> None:
-        announce(self.run.progress, line)
-
-    def finished(self, results: dict[str, Any]) -> TrainedModel:
-        """The trained model, and what is recorded of the training."""
-        run, trainer = self.run, self.trainer
-        self._write_history()
-        denoiser = trainer.best_denoiser
-        validated = [m.valid_loss for m in trainer.history if m.valid_loss is not None]
-        valid_loss = validated[-1] if validated else None
-        if self.settings.final == "best" and self._load_best():
-            valid_loss = trainer.best_loss
-        results |= {"steps": trainer.step, "valid_loss": valid_loss}
-        store = trainer.train.store
-        trained = attrs.evolve(
-            self.model,
-            denoiser=denoiser,
-            provenance={
-                "system": unstructure(run.experiment.system, manager=run.manager),
-                "train": unstructure(self.settings, manager=run.manager),
-                "data_id": store.info.recipe.data_id,
-                "seed": run.train_seed,
-                "steps": trainer.step,
-                "valid_loss": valid_loss,
-                "versions": run.versions(),
-            },
-        )
-        results |= run.result_numbers("train", model=trained)
-        return trained
-
-    def _load_best(self) -> bool:
-        """Take the best weights, if they are there."""
-        try:
-            best = self.folder.best()
-        except CheckpointError as error:
-            warnings.warn(
-                f"{error}. The model has the last weights instead", CheckpointWarning, stacklevel=4
-            )
-            return False
-        if best is None or best.state["epoch"] != self.trainer.best_epoch:
-            return False
-        prefix = "raw." if self.trainer.averaged is None else "ema."
-        weights = {k[4:]: v for k, v in best.tensors.items() if k.startswith(prefix)}
-        self.trainer.best_denoiser.load_state_dict(weights)
-        return True
+    return Trainer(model.denoiser, train, valid, settings, run.train_seed, group)
 
 
 def _draw(run: Run) -> None:
@@ -450,19 +279,3 @@ def _draw(run: Run) -> None:
         write_learning_curve(run.directory)
     except Exception as error:  # noqa: BLE001 - a picture must not cost a training
         warnings.warn(f"the learning curve cannot be drawn: {error}", stacklevel=2)
-
-
-def _note(trainer: Trainer, event: Any, steps_per_second: float) -> list[str]:
-    """How a training goes, in words."""
-    done = isinstance(event, EpochMetrics)
-    epoch = event.epoch if done else event.epoch + 1
-    batch = trainer.steps_per_epoch if done else event.step - event.epoch * trainer.steps_per_epoch
-    return [
-        f"epoch {epoch}/{trainer.config.epochs}",
-        f"batch {batch}/{trainer.steps_per_epoch}",
-        f"loss {trainer.last_loss:.4f}",
-        f"lr {trainer.learning_rate:.1e}",
-        f"grad {trainer.grad_norm:.2g}",
-        f"{steps_per_second * trainer.windows_per_step:,.0f} windows/s",
-        f"{memory_in_use(trainer.device) / 2**30:.2f} GiB",
-    ]

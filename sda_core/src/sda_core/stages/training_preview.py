@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -156,7 +156,12 @@ class _RandomWindows:
         return self.count
 
     def epoch(
-        self, generator: Generator, batch_size: int, per_trajectory: int = 1, first: int = 0
+        self,
+        generator: Generator,
+        batch_size: int,
+        per_trajectory: int = 1,
+        first: int = 0,
+        share: Callable[[int], slice] = slice,
     ) -> Iterator[Tensor]:
         """Standard normal windows, as many as of data."""
         left = len(self) * per_trajectory - first * batch_size

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import closing
+from typing import Any
 
 import numpy as np
+import torch
+import torch.distributed as dist
 
-from sda_core.cluster import Cluster
+from sda_core.cluster import Cluster, Link
 from sda_core.errors import SimulationError
 from sda_core.testing.promises import keep, require
 
@@ -49,7 +53,49 @@ def _errors(cluster: Cluster) -> None:
         require(False, "nothing is raised")
 
 
-PROMISES = (_results, _errors)
+def _meet(link: Link) -> None:
+    total = torch.tensor(10.0 ** dist.get_rank())
+    dist.all_reduce(total)
+    leads = dist.get_rank() == 0
+    if leads:
+        link.tell((os.getpid(), float(total)))
+        for number in range(3):
+            link.tell(number)
+    while not link.stopping():
+        time.sleep(0.01)
+    if leads:
+        link.tell("stopped")
+
+
+def _leave(link: Link) -> None:
+    if dist.get_rank() == 1:
+        raise SimulationError("the second process fails")
+    dist.barrier()  # for which the other one is missing
+
+
+def _group(cluster: Cluster) -> None:
+    """Two processes are a group of torch.distributed, tell in order, and hear of a stop."""
+    found: list[Any] = []
+    with closing(cluster.together(_meet, workers=2, stopping=lambda: len(found) == 4)) as told:
+        found.extend(told)
+    (process, total), *rest = found
+    require(process != os.getpid(), "work is done in the process that asks for it")
+    require(total == 11, f"the sum of 1 and 10 over two processes is {total:g}")
+    require(rest == [0, 1, 2, "stopped"], f"0, 1, 2 and 'stopped' is told, and {rest} comes")
+
+
+def _group_errors(cluster: Cluster) -> None:
+    """What one process of a group raises is raised, though another one waits for it."""
+    try:
+        with closing(cluster.together(_leave, workers=2)) as told:
+            list(told)
+    except SimulationError as error:
+        require("the second process fails" in str(error), f"it says {error}")
+    else:
+        require(False, "nothing is raised by a group")
+
+
+PROMISES = (_results, _errors, _group, _group_errors)
 
 
 def check_cluster(cluster: Cluster) -> None:

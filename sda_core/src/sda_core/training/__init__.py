@@ -11,6 +11,7 @@ from sda_core.training.checkpoint import (
 from sda_core.training.checkpoints import CheckpointFolder
 from sda_core.training.config import GuardConfig, TrainConfig
 from sda_core.training.events import EpochMetrics, Event, LossSpike, SkippedBatch, Step
+from sda_core.training.group import Group
 from sda_core.training.memory import memory_in_use, peak_memory, reset_peak_memory
 from sda_core.training.trainer import Trainer
 
@@ -19,6 +20,7 @@ __all__ = [
     "CheckpointFolder",
     "EpochMetrics",
     "Event",
+    "Group",
     "GuardConfig",
     "LossSpike",
     "SkippedBatch",

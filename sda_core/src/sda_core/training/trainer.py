@@ -7,7 +7,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from statistics import median
 from typing import Any
 
@@ -24,6 +24,7 @@ from sda_core.random import seeded_generator
 from sda_core.training.arithmetic import Arithmetic
 from sda_core.training.config import TrainConfig
 from sda_core.training.events import EpochMetrics, Event, LossSpike, SkippedBatch, Step
+from sda_core.training.group import Group
 from sda_core.training.meter import Meter
 from sda_core.training.optimizers import make_optimizer
 
@@ -45,6 +46,7 @@ class _Outcome:
     """A step whose outcome the host has not looked at yet."""
 
     batch: int
+    #: Its windows, of a group this process's share; times and noise of all.
     x: Tensor
     t: Tensor
     eps: Tensor
@@ -73,12 +75,20 @@ class Trainer:
     With a ``precision`` below float32 the network alone is evaluated so, in training alone:
     weights, their average, the optimizer, the loss and the validation are float32.
 
+    The processes of a group draw the same batches, times and noise, evaluate the network on their
+    share of each batch, and take the same steps, with the loss and the gradients of the whole
+    batch. So they yield the same events, but for speeds; all call :meth:`report`,
+    :meth:`validate`, :meth:`settle` and :meth:`roll_back` at the same steps, with the same state.
+    The state is that of a single process, but for the random numbers that a kernel draws, which
+    are saved by the process that leads.
+
     Args:
         denoiser: The denoiser, on the device to train on; its weights are changed in place.
         train: Training windows.
         valid: Validation windows, if any.
         config: Settings.
         seed: Source of all randomness.
+        group: The processes that train together; None for this one alone.
 
     Attributes:
         epoch: Number of epochs done.
@@ -101,9 +111,11 @@ class Trainer:
         valid: WindowDataset | None,
         config: TrainConfig,
         seed: int,
+        group: Group | None = None,
     ) -> None:
         self.denoiser, self.train, self.valid = denoiser, train, valid
         self.config, self.seed = config, seed
+        self.group = Group() if group is None else group
         self.epoch = self.step = 0
         self.history: list[EpochMetrics] = []
         self.best_loss, self.best_epoch = math.inf, 0
@@ -126,7 +138,8 @@ class Trainer:
         )
         self.averaged = None if config.ema is None else copy.deepcopy(denoiser)
         self._arithmetic = Arithmetic(config, self.device)
-        self._network = self._arithmetic.network(denoiser.network)
+        self._exchanging = self.group.network(denoiser, denoiser.network)
+        self._network = self._arithmetic.network(self._exchanging)
         self._lag = _LAG if self.device.type == "cuda" else 0
         self._meter = Meter(self.device)
         # Within an epoch: its batches done, their losses, the sources of randomness.
@@ -145,13 +158,12 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
-        windows = len(self.train.store) * self.config.windows_per_trajectory
-        return -(-windows // self.config.batch_size)
+        return -(-self._windows(self.train) // self.config.batch_size)
 
     @property
     def windows_per_step(self) -> float:
         """Windows in a step, on average over an epoch."""
-        return len(self.train.store) * self.config.windows_per_trajectory / self.steps_per_epoch
+        return self._windows(self.train) / self.steps_per_epoch
 
     @property
     def last_loss(self) -> float:
@@ -210,6 +222,8 @@ class Trainer:
             self._meter.start()
             self.denoiser.train()
             for batch in self._meter.waiting_for(batches):
+                if not self.group.leads:
+                    self._seed_kernel(_KERNEL, self.epoch, self._batch, self.group.rank)
                 with self._kernel_randomness():
                     self._train_on(batch)
                 self._batch += 1
@@ -258,19 +272,26 @@ class Trainer:
     def _train_on(self, x: Tensor) -> None:
         """One optimizer step."""
         self.optimizer.zero_grad()  # not at the end: diagnostics may look at the gradients
-        x = x.to(self.device)
-        t, eps = self.denoiser.draw(x, self._draws)
+        x, group = x.to(self.device), self.group
+        t, eps, mine = self._draw(self.train, self._batch, x, self._draws)
         loss = torch.zeros((), device=self.device)
         per_window = []
-        parts = (v.chunk(self.config.accumulate) for v in (x, t, eps))
-        for x_part, t_part, eps_part in zip(*parts, strict=True):
-            mean, losses = self.denoiser.losses_at(
-                x_part, t_part, eps_part, self.weights, self._network
-            )
-            share = mean * (len(losses) / len(x))
-            self._arithmetic.scaled(share).backward()
+        # Each process of a group takes part, if need be with noise that does not count.
+        given = (x, t[mine], eps[mine]) if len(x) else (eps[:1], t[:1], eps[:1])
+        parts = list(zip(*(v.chunk(self.config.accumulate) for v in given), strict=True))
+        for i, (x_part, t_part, eps_part) in enumerate(parts):
+            with group.alone(self._exchanging) if i < len(parts) - 1 else nullcontext():
+                mean, losses = self.denoiser.losses_at(
+                    x_part, t_part, eps_part, self.weights, self._network
+                )
+                # Times the number of processes, over which the gradients are averaged.
+                share = mean * (len(losses) * group.size / len(t) if len(x) else 0.0)
+                self._arithmetic.scaled(share).backward()
             loss += share.detach()
             per_window.append(losses)
+        window_losses = group.whole(torch.cat(per_window)[: len(x)], len(t))
+        if group.size > 1:
+            loss = window_losses.mean()
         self._arithmetic.unscale(self.optimizer)
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         finite = loss.isfinite() & norm.isfinite()
@@ -285,7 +306,7 @@ class Trainer:
         self._average()
         self._epoch_loss += torch.where(finite, loss, 0)
         self._epoch_count += finite
-        self._meter.update(t, torch.cat(per_window), finite)
+        self._meter.update(t, window_losses, finite)
         numbers = torch.stack((loss, norm.float(), fault.float())).to("cpu", non_blocking=True)
         arrived = None
         if self.device.type == "cuda":
@@ -321,7 +342,8 @@ class Trainer:
 
     def _describe(self, outcome: _Outcome, step: int, loss: float) -> SkippedBatch:
         """What a skipped batch was; the network is evaluated on it once more, in parts."""
-        x, t, eps = outcome.x, outcome.t, outcome.eps
+        t, eps = outcome.t, outcome.eps
+        x = self.group.whole(outcome.x, len(t))
         seen: dict[str, list[Tensor]] = {"input": [x], "noised": [], "output": [], "loss": []}
         evaluate = self._arithmetic.network(self.denoiser.network, compiled=False)
 
@@ -332,7 +354,8 @@ class Trainer:
             return output
 
         with torch.no_grad(), self._kernel_randomness(keep=False):
-            parts = (v.chunk(self.config.accumulate) for v in (x, t, eps))
+            count = self.config.accumulate * self.group.size
+            parts = (v.chunk(count) for v in (x, t, eps))
             for x_part, t_part, eps_part in zip(*parts, strict=True):
                 part = self.denoiser.losses_at(x_part, t_part, eps_part, self.weights, network)
                 seen["loss"].append(part[1])
@@ -434,10 +457,29 @@ class Trainer:
         with torch.no_grad():
             # Four passes, since a validation set is small and the noise levels are many.
             for i in range(4):
-                for batch in self._batches(self.valid, seeded_generator(self.seed, _VALID, 0, i)):
-                    total += denoiser.loss(batch.to(self.device), draws, self.weights) * len(batch)
-                    count += len(batch)
-        return float(total) / count
+                batches = self._batches(self.valid, seeded_generator(self.seed, _VALID, 0, i))
+                for j, batch in enumerate(batches):
+                    x = batch.to(self.device)
+                    t, eps, mine = self._draw(self.valid, j, x, draws)
+                    if len(x):
+                        loss = denoiser.loss_at(x, t[mine], eps[mine], self.weights)
+                        total += loss * len(x)
+                    count += len(t)
+        return float(self.group.total(total)) / count
+
+    def _windows(self, windows: WindowDataset) -> int:
+        """Windows in an epoch."""
+        return len(windows.store) * self.config.windows_per_trajectory
+
+    def _draw(
+        self, windows: WindowDataset, batch: int, x: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, slice]:
+        """Times and noise for a whole batch, and which of them are for this process's share x."""
+        size = self.config.batch_size
+        n = min(size, self._windows(windows) - batch * size)
+        # Only its shape counts.
+        whole = x if self.group.size == 1 else x.new_empty(()).expand(n, *x.shape[1:])
+        return *self.denoiser.draw(whole, generator), self.group.share(n)
 
     def is_finite(self) -> bool:
         """Whether all weights are finite; waits for the device."""
@@ -458,6 +500,7 @@ class Trainer:
             batch_size=self.config.batch_size,
             per_trajectory=self.config.windows_per_trajectory,
             first=first,
+            share=self.group.share,
         )
 
     @contextmanager

@@ -1,0 +1,87 @@
+"""A process of this machine that works for the one that started it, and ends with it."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from sda_core.errors import ClusterError
+
+A = TypeVar("A")
+
+#: What pickle raises, depending on what cannot be pickled.
+UNSENDABLE = (pickle.PicklingError, AttributeError, TypeError)
+
+
+@contextmanager
+def sending(workers: int) -> Iterator[None]:
+    """Say what to do where work cannot be pickled."""
+    try:
+        yield
+    except UNSENDABLE as error:
+        raise ClusterError(
+            f"the work cannot be sent to {workers} worker processes ({error}): define its "
+            "classes and functions in a module, or use one worker"
+        ) from error
+
+
+@contextmanager
+def serving(
+    target: Callable[[A, Connection], None], argument: A, workers: int
+) -> Iterator[tuple[Connection, BaseProcess]]:
+    """A process that calls a function, the connection to it and the process; it is ended at last.
+
+    Args:
+        target: The function.
+        argument: Its first argument; its second is the other end of the connection.
+        workers: How many such processes there are, for errors.
+
+    Raises:
+        ClusterError: The argument cannot be pickled.
+    """
+    context = multiprocessing.get_context("spawn")  # torch and jax have threads
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(argument, theirs), daemon=True)
+    with ours:
+        with sending(workers):
+            process.start()
+        theirs.close()  # so that ours ends when the process does
+        atexit.register(process.kill)  # where an interpreter ends in between
+        try:
+            yield ours, process
+        finally:
+            process.kill()
+            process.join()
+            atexit.unregister(process.kill)
+
+
+def obey_the_parent() -> None:
+    """Leave signals, which may come to all, to the parent; and end when it is killed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def send(connection: Connection, result: Any, error: Exception | None) -> None:
+    """Send (result, error), or why they cannot be sent."""
+    try:
+        connection.send((result, error))
+    except UNSENDABLE as reason:
+        what = error or "a result"
+        connection.send((None, ClusterError(f"{what} cannot be sent back ({reason})")))

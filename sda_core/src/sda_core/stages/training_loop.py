@@ -1,0 +1,359 @@
+"""A training with what belongs to it besides steps: records, checkpoints, guards, and its end."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import attrs
+
+from sda_core.config import unstructure
+from sda_core.errors import (
+    AssimilationError,
+    CheckpointError,
+    CheckpointWarning,
+    SDAError,
+    StoppedError,
+    TrainingError,
+)
+from sda_core.files import write_text
+from sda_core.method import sample_members
+from sda_core.model import TrainedModel
+from sda_core.rundir import Run, plain
+from sda_core.stages.common import SAMPLE, stream
+from sda_core.stages.watching import Watcher
+from sda_core.training import (
+    EpochMetrics,
+    Event,
+    LossSpike,
+    SkippedBatch,
+    Step,
+    Trainer,
+    memory_in_use,
+)
+
+#: Seconds between two looks at progress.
+_GLANCE = 0.2
+
+
+class Follower:
+    """A training of a group, in a process that does as the one that leads tells.
+
+    It has the same state, at each step, so it raises what that one raises.
+
+    Args:
+        trainer: The trainer, in the state to go on from.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def go_on(self) -> None:
+        """Train to the end."""
+        with suppress(TrainingError):  # which the one that leads raises, too, and knows more of
+            while not self._events():
+                pass
+
+    def _events(self) -> bool:
+        """Train until the end, or until it was rolled back; whether it was the end."""
+        trainer = self.trainer
+        for event in trainer.events():
+            if self._went_wrong(event):
+                return False
+            if not isinstance(event, Step | EpochMetrics):
+                continue
+            if event.step % trainer.config.report_every == 0:
+                trainer.report()
+            saves, ends = trainer.group.broadcast()
+            if saves and any(self._went_wrong(late) for late in trainer.settle()):
+                return False
+            if ends:
+                return True
+        return True
+
+    def _went_wrong(self, event: Event) -> bool:
+        if isinstance(event, LossSpike):
+            self.trainer.roll_back(*self.trainer.group.broadcast())
+            return True
+        return False
+
+
+class Training:
+    """A training with its checkpoints, records and guards.
+
+    Args:
+        run: The run.
+        trainer: The trainer, in the state to go on from.
+        model: The model that it trains.
+        depends: The configuration that a checkpoint belongs to.
+        watcher: Who watches it.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        trainer: Trainer,
+        model: TrainedModel,
+        depends: dict[str, Any],
+        watcher: Watcher,
+    ) -> None:
+        self.run, self.trainer, self.model, self.depends = run, trainer, model, depends
+        self.watcher = watcher
+        self.settings = run.experiment.train
+        self.folder = run.checkpoints
+        self._written = self._glanced = time.monotonic()
+        self._glanced_step = trainer.step
+
+    def go_on(self) -> None:
+        """Train to the end.
+
+        Raises:
+            StoppedError: A stop was asked for.
+            TrainingError: It cannot go on.
+        """
+        trainer = self.trainer
+        with self.watcher.watching(trainer.num_steps, trainer.step) as (report, stopping):
+            try:
+                while not self._events(report, stopping):
+                    pass
+            except TrainingError as error:
+                raise TrainingError(f"{error}. {self._last_good()}") from error
+
+    def _events(self, report: Callable[..., None], stopping: Callable[[], bool]) -> bool:
+        """Train until the end, or until it was rolled back; whether it was the end."""
+        for event in self.trainer.events():
+            if self._went_wrong(event):
+                return False
+            if not isinstance(event, Step | EpochMetrics):
+                continue
+            try:
+                reason = self._after(event, report)
+            except SDAError:
+                raise
+            except Exception:  # of a plugin, or the disk; what was trained is not lost with it
+                self._tell_group(saves=True, ends=True)
+                self._checkpoint(event)
+                raise
+            ended = event.epoch == self.settings.epochs or reason is not None
+            stops = not ended and stopping()
+            saves = ended or stops or self._is_due(event)
+            if self._tell_group(saves=saves, ends=ended or stops):
+                return False
+            if saves:
+                self._checkpoint(event, ended=reason)
+            if ended:
+                if reason is not None:
+                    self.watcher.say(f"training ends after epoch {event.epoch}: {reason}")
+                return True
+            if stops:
+                raise StoppedError(
+                    f"training stopped after step {event.step:,} of "
+                    f"{self.trainer.num_steps:,} (epoch {event.epoch} of "
+                    f"{self.settings.epochs}); the same command goes on from there"
+                )
+        return True
+
+    def _tell_group(self, *, saves: bool, ends: bool) -> bool:
+        """Tell those that follow what comes after a step; whether it was rolled back instead."""
+        self.trainer.group.broadcast((saves, ends))
+        return saves and any(self._went_wrong(late) for late in self.trainer.settle())
+
+    def _went_wrong(self, event: Event) -> bool:
+        """Record what went wrong, if it did; whether the training was rolled back."""
+        if isinstance(event, SkippedBatch):
+            self.run.log({"event": "skipped", **attrs.asdict(event)})
+            self.watcher.say(
+                f"skipped a batch that is not finite, at step {event.step} "
+                f"(loss {event.loss:g}, gradient norm {event.grad_norm:g})"
+            )
+        elif isinstance(event, LossSpike):
+            self._roll_back(event)
+            return True
+        return False
+
+    def _after(self, event: Any, report: Callable[..., None]) -> str | None:
+        """Report a step, and an epoch if it ended one; give a reason to end the training."""
+        trainer, run = self.trainer, self.run
+        self._glance(event, report)
+        if event.step % self.settings.report_every == 0:
+            values = {**trainer.report(), **run.diagnostics("batch", trainer=trainer)}
+            run.log_values("report", event.epoch, event.step, values)
+        if not isinstance(event, EpochMetrics):
+            return None
+        metrics = attrs.asdict(event)
+        values = {k: v for k, v in metrics.items() if k not in ("epoch", "step") and v is not None}
+        values |= run.diagnostics("epoch", trainer=trainer, metrics=metrics)
+        if event.valid_loss is not None:
+            values |= run.diagnostics("validation", trainer=trainer, metrics=metrics)
+        if self.settings.sample_every and event.epoch % self.settings.sample_every == 0:
+            values |= self._samples()
+        run.log_values("epoch", event.epoch, event.step, values)
+        run.manager.hook.sda_epoch_ended(run=run, metrics=metrics)
+        if event.valid_loss is None:
+            return None
+        reasons = run.manager.hook.sda_stop_training(run=run, metrics=metrics)
+        return next((r for r in [*reasons, self._patience()] if r is not None), None)
+
+    def _patience(self) -> str | None:
+        patience, trainer = self.settings.patience, self.trainer
+        if patience is None or not math.isfinite(trainer.best_loss):
+            return None
+        validated = [m for m in trainer.history if m.valid_loss is not None]
+        worse = sum(m.epoch > trainer.best_epoch for m in validated)
+        if worse < patience:
+            return None
+        return f"{worse} validations were no better than that of epoch {trainer.best_epoch}"
+
+    def _samples(self) -> dict[str, Any]:
+        """Diagnostics of unconditional samples of the weights of now."""
+        experiment = self.run.experiment
+        config, sampler = experiment.sample, experiment.sampler
+        assert config is not None  # since it was asked for at the start
+        assert sampler is not None
+        model = attrs.evolve(self.model, denoiser=copy.deepcopy(self.trainer.best_denoiser))
+        try:
+            x = sample_members(
+                model,
+                sampler,
+                (config.members, config.length, *model.spec.state_shape),
+                stream(experiment.seed, SAMPLE),
+                memory=getattr(experiment.method, "memory", None),
+            )
+        except AssimilationError as error:
+            self.watcher.say(f"no samples after epoch {self.trainer.epoch}: {error}")
+            return {}
+        return self.run.diagnostics("training-samples", model=model, samples=x)
+
+    def _is_due(self, event: Any) -> bool:
+        if self.trainer.is_rising:
+            return False
+        minutes = self.settings.checkpoint_minutes
+        if minutes is not None and time.monotonic() - self._written > 60 * minutes:
+            return True
+        if not isinstance(event, EpochMetrics):
+            return False
+        return event.epoch % self.settings.checkpoint_every == 0 or self._is_best(event)
+
+    def _is_best(self, event: Any) -> bool:
+        return isinstance(event, EpochMetrics) and event.epoch == self.trainer.best_epoch
+
+    def _checkpoint(self, event: Any, ended: str | None = None) -> None:
+        trainer = self.trainer
+        if not trainer.is_finite():
+            raise TrainingError(
+                f"weights are not finite after step {trainer.step}, so no checkpoint is written"
+            )
+        tensors, state = trainer.state_dict()
+        path = self.folder.write(
+            tensors, {**state, "ended": ended}, self.depends, best=self._is_best(event)
+        )
+        self._write_history()
+        self._written = time.monotonic()
+        self.run.manager.hook.sda_checkpoint_written(run=self.run, path=path)
+
+    def _write_history(self) -> None:
+        history = self.trainer.history
+        columns = {
+            a.name: [plain(getattr(metrics, a.name)) for metrics in history]
+            for a in attrs.fields(EpochMetrics)
+        }
+        write_text(self.run.directory / "history.json", json.dumps(columns) + "\n")
+
+    def _roll_back(self, spike: LossSpike) -> None:
+        found = self.folder.before(spike.since)
+        what = f"loss {spike.loss:.3g} is far above its running median {spike.median:.3g}"
+        if found is None:
+            raise TrainingError(
+                f"{what} at step {spike.step}, and there is no checkpoint from before step "
+                f"{spike.since}: raise train.keep, or lower train.checkpoint_every"
+            )
+        trainer = self.trainer
+        trainer.roll_back(*trainer.group.broadcast((found.tensors, found.state)))
+        self._checkpoint(None)
+        self.run.forget_after(trainer.step)
+        record = {**attrs.asdict(spike), "from_step": spike.step, "step": trainer.step}
+        self.run.log({"event": "rollback", **record, "slow_down": trainer.slow_down})
+        self.watcher.say(
+            f"{what} at step {spike.step}: back to step {trainer.step}, learning rate times "
+            f"{trainer.slow_down:g}"
+        )
+
+    def _last_good(self) -> str:
+        found = self.folder.newest()
+        if found is None:
+            return "No checkpoint was written before that"
+        return f"The last good checkpoint is {found.path}, of step {found.state['step']}"
+
+    def _glance(self, event: Any, report: Callable[..., None]) -> None:
+        """Show progress, from what the host knows without waiting for the device."""
+        trainer, now = self.trainer, time.monotonic()
+        if now - self._glanced < _GLANCE and event.step < trainer.num_steps:
+            return
+        steps_per_second = (event.step - self._glanced_step) / max(now - self._glanced, 1e-9)
+        self._glanced, self._glanced_step = now, event.step
+        report(event.step, "  ".join(_note(trainer, event, steps_per_second)))
+
+    def finished(self, results: dict[str, Any]) -> TrainedModel:
+        """The trained model, and what is recorded of the training."""
+        run, trainer = self.run, self.trainer
+        self._write_history()
+        denoiser = trainer.best_denoiser
+        validated = [m.valid_loss for m in trainer.history if m.valid_loss is not None]
+        valid_loss = validated[-1] if validated else None
+        if self.settings.final == "best" and self._load_best():
+            valid_loss = trainer.best_loss
+        results |= {"steps": trainer.step, "valid_loss": valid_loss}
+        store = trainer.train.store
+        trained = attrs.evolve(
+            self.model,
+            denoiser=denoiser,
+            provenance={
+                "system": unstructure(run.experiment.system, manager=run.manager),
+                "train": unstructure(self.settings, manager=run.manager),
+                "data_id": store.info.recipe.data_id,
+                "seed": run.train_seed,
+                "steps": trainer.step,
+                "valid_loss": valid_loss,
+                "versions": run.versions(),
+            },
+        )
+        results |= run.result_numbers("train", model=trained)
+        return trained
+
+    def _load_best(self) -> bool:
+        """Take the best weights, if they are there."""
+        try:
+            best = self.folder.best()
+        except CheckpointError as error:
+            warnings.warn(
+                f"{error}. The model has the last weights instead", CheckpointWarning, stacklevel=4
+            )
+            return False
+        if best is None or best.state["epoch"] != self.trainer.best_epoch:
+            return False
+        prefix = "raw." if self.trainer.averaged is None else "ema."
+        weights = {k[4:]: v for k, v in best.tensors.items() if k.startswith(prefix)}
+        self.trainer.best_denoiser.load_state_dict(weights)
+        return True
+
+
+def _note(trainer: Trainer, event: Any, steps_per_second: float) -> list[str]:
+    """How a training goes, in words."""
+    done = isinstance(event, EpochMetrics)
+    epoch = event.epoch if done else event.epoch + 1
+    batch = trainer.steps_per_epoch if done else event.step - event.epoch * trainer.steps_per_epoch
+    return [
+        f"epoch {epoch}/{trainer.config.epochs}",
+        f"batch {batch}/{trainer.steps_per_epoch}",
+        f"loss {trainer.last_loss:.4f}",
+        f"lr {trainer.learning_rate:.1e}",
+        f"grad {trainer.grad_norm:.2g}",
+        f"{steps_per_second * trainer.windows_per_step:,.0f} windows/s",
+        f"{memory_in_use(trainer.device) / 2**30:.2f} GiB",
+    ]
