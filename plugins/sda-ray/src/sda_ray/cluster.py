@@ -16,9 +16,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sda_core.cluster import Cluster
-from sda_core.config import at_least, component, non_negative, option
+from sda_core.cluster import Cluster, Link
+from sda_core.cluster.base import never
+from sda_core.config import at_least, component, non_negative, option, positive
 from sda_core.errors import ClusterError
+from sda_ray.room import Workers
+from sda_ray.together import together
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,10 +51,19 @@ class Ray(Cluster):
         help="GPUs that a block of trajectories or a batch of members is computed with; with 0.5 "
         "two share one, with 0 the CPU is used",
     )
+    worker_cpus: float = option(
+        default=1.0, check=positive, help="CPUs of each worker that a model is trained by"
+    )
     retries: int = option(
         default=3,
         check=at_least(0),
-        help="how often a block or batch is computed again whose process or machine was lost",
+        help="how often a block or batch is computed again whose process or machine was lost, and "
+        "how often a training goes on from its last checkpoint when it has lost a worker",
+    )
+    storage: str | None = option(
+        default=None,
+        help="where `sda sweep` keeps trials, by a URL such as s3://bucket/path, for machines that "
+        "have no disk in common; not set, they must have the study's directory",
     )
 
     @contextmanager
@@ -133,6 +145,19 @@ class Ray(Cluster):
                     give()
                 yield number, result
                 del result  # before the next one comes
+
+    def together(
+        self,
+        work: Callable[[Link], None],
+        *,
+        workers: int,
+        gpus_per_worker: float | None = None,
+        stopping: Callable[[], bool] = never,
+    ) -> Generator[Any, None, None]:
+        """Do ``work`` as a group, by Ray Train; see :meth:`sda_core.cluster.Cluster.together`."""
+        asked = Workers(workers, self.worker_cpus, gpus_per_worker)
+        with self.connected():
+            yield from together(work, asked, self.retries, stopping)
 
     def _check_gpus(self) -> None:
         import ray

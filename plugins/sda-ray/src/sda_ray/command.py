@@ -66,11 +66,13 @@ def _plan(sweep: RayTune, experiment: Experiment, folder: Path) -> str:
 
     searched = "lowest" if sweep.mode == "min" else "highest"
     unit = "epochs" if sweep.stage == "train" else "observation sets"
+    number = sweep.workers_per_trial
+    workers = f"{number} workers of " if number > 1 else ""
     lines = [
         f"{sweep.trials} trials (stage {sweep.stage}) in {folder}, for the {searched} "
         f"{sweep.metric}, by search {sweep.search!r} and scheduler {sweep.scheduler.name!r}",
-        f"each with {sweep.cpus_per_trial:g} CPUs, {sweep.gpus_per_trial:g} GPUs and up to "
-        f"{sweep.longest(experiment)} {unit}",
+        f"each with {workers}{sweep.cpus_per_trial:g} CPUs, {sweep.gpus_per_trial:g} GPUs and up "
+        f"to {sweep.longest(experiment)} {unit}",
     ]
     for parameter in Space.parse(sweep.space).parameters:
         values = ", ".join(map(str, parameter.values))

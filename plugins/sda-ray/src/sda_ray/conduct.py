@@ -14,7 +14,7 @@ import attrs
 from sda_core.config import differences, dump_toml, load_toml, unstructure
 from sda_core.errors import ClusterError, StoppedError, SweepError
 from sda_core.experiment import Experiment
-from sda_core.files import exclusive
+from sda_core.files import exclusive, replace_file
 from sda_core.interrupt import stop_request
 from sda_core.model import model_folder
 from sda_core.progress import ProgressOption, announce, reporting
@@ -22,6 +22,8 @@ from sda_core.rundir import Run
 from sda_core.stages import simulate
 from sda_ray.cluster import Ray
 from sda_ray.ledger import Ledger
+from sda_ray.mirror import Mirror
+from sda_ray.scratch import clean
 from sda_ray.space import Space, leaves
 from sda_ray.study import Study
 from sda_ray.summary import write_summary
@@ -35,6 +37,7 @@ _MAY_CHANGE = (
     "concurrency",
     "cpus_per_trial",
     "gpus_per_trial",
+    "workers_per_trial",
     "time_budget",
     "retries",
     "predictions",
@@ -53,6 +56,8 @@ def conduct(
     _check_directory(experiment, directory, resume)
     cluster = experiment.cluster or Ray()
     assert isinstance(cluster, Ray)  # since it was checked
+    if cluster.storage is not None:
+        _check_storage(cluster.storage, directory, resume)
     with cluster.connected():
         _check_resources(sweep)
         directory.mkdir(parents=True, exist_ok=True)
@@ -86,11 +91,19 @@ class _Study:
             sets=sweep.observation_sets,
             shares_data=not self.space.touches("system", "data", "seed"),
             predictions=sweep.predictions,
+            evaluate=sweep.evaluate,
             interval=sweep.scheduler.interval if sweep.scheduler.name == "pbt" else None,
+            workers=sweep.workers if sweep.workers_per_trial > 1 else None,
+            retries=sweep.retries,
         )
         self._versions = _versions(experiment, directory)
         self._report: Any = lambda done, note="": None
-        self.ledger = Ledger(directory, sweep, self.space, self._epochs)
+        #: The same, for machines of the cluster.
+        self.sent, self.copy = self.job, None
+        if cluster.storage is not None:
+            self.copy = storage_of(cluster.storage, directory)
+            self.sent = attrs.evolve(self.job, directory="", storage=self.copy.url)
+        self.ledger = Ledger(directory, sweep, self.space, self._epochs, self._fetch)
         self.ledger.on_change = self._changed
 
     def do(self, stopping: Any) -> Path:
@@ -103,12 +116,17 @@ class _Study:
                 "are done",
             )
         self._prepare(stopping)
+        self._send_trials()
         is_late = False
         if len(ledger.earlier) < ledger.planned:
             with reporting(
                 self.progress, "trials", ledger.planned, len(ledger.earlier)
             ) as self._report:
-                is_late = do_trials(self.job, ledger, sweep.longest(self.experiment), stopping)
+                is_late = do_trials(self.sent, ledger, sweep.longest(self.experiment), stopping)
+        if self.copy is not None:
+            for number in ledger.trials:  # those that were pruned wrote their model after that
+                self._fetch(number)
+            clean(self.copy.url)
         study = self._study()
         summary = write_summary(study, self.directory)
         left = ledger.planned - len(ledger.earlier)
@@ -131,7 +149,7 @@ class _Study:
         return summary
 
     def _prepare(self, stopping: Any) -> None:
-        """Make what trials share."""
+        """Make what trials share, and let them have it."""
         if not self.job.shares_data:
             return
         untracked = attrs.evolve(self.experiment, trackers=())  # trackers are for trials
@@ -141,16 +159,46 @@ class _Study:
         if not Run(untracked, self.directory).is_done("simulate"):
             simulate(untracked, self.directory, progress=self.progress)
             dump_toml(unstructure(self.experiment), self.directory / "config.toml")
+        self._send("data", data)
+        pretrained = self.experiment.model.pretrained
+        if pretrained is not None and Path(pretrained).exists():
+            self._send("model", Path(pretrained))
         if self.sweep.stage == "assimilate" and self.experiment.evaluate.reference is not None:
             self._make_references(stopping)
+            self._send("reference", self.directory / "reference")
+
+    def _send(self, name: str, folder: Path) -> None:
+        if self.copy is not None:
+            announce(self.progress, f"{name}: {folder} is copied to {self.copy.url}, if need be")
+            (self.copy / name).push(folder)
+
+    def _send_trials(self) -> None:
+        """Copy what is gone on with, where it was done without this storage."""
+        if self.copy is None:
+            return
+        for number in self.ledger.trials:
+            folder = self.job.trial(number)
+            copy = self.copy / f"trials/{folder.name}"
+            if not self.ledger.has_ended(number) and not copy.pull(folder):
+                copy.push(folder, leave_out=("trial.json",))  # which is this machine's
+
+    def _fetch(self, number: int) -> None:
+        """Copy what a trial has uploaded to the directory of the study."""
+        if self.copy is None:
+            return
+        folder = self.job.trial(number)
+        if (self.copy / f"trials/{folder.name}").pull(folder):
+            self.job.link_data(number)
 
     def _make_references(self, stopping: Any) -> None:
         job, sets = self.job, self.sweep.observation_sets
         missing = [n for n in range(sets) if not job.reference(n).is_file()]
         workers = self.sweep.concurrency or len(missing)
         with reporting(self.progress, "references", sets, sets - len(missing)) as report:
-            drawn = self.cluster.map(partial(make_reference, job), missing, workers=workers)
-            for done, _ in enumerate(drawn, sets - len(missing) + 1):
+            drawn = self.cluster.map(partial(make_reference, self.sent), missing, workers=workers)
+            for done, (index, data) in enumerate(drawn, sets - len(missing) + 1):
+                with replace_file(job.reference(missing[index])) as temporary:
+                    temporary.write_bytes(data)
                 report(done)
                 if stopping():
                     raise StoppedError(
@@ -217,6 +265,27 @@ def _check_directory(experiment: Experiment, directory: Path, resume: bool) -> N
         )
 
 
+def storage_of(storage: str, directory: Path) -> Mirror:
+    """The place of a study in the storage of a cluster: it has the name of its directory."""
+    return Mirror(storage.rstrip("/")) / directory.resolve().name
+
+
+def _check_storage(storage: str, directory: Path, resume: bool) -> None:
+    """Refuse a place that cannot be written to, or has another study.
+
+    Raises:
+        ClusterError: It cannot.
+        SweepError: It has.
+    """
+    Mirror(storage).check()
+    copy = storage_of(storage, directory)
+    if not resume and copy.exists():
+        raise SweepError(
+            f"there is something in {copy.url}, as of a study that was done in another directory "
+            "of this name: give another name by --dir, or another cluster.storage, or remove it"
+        )
+
+
 def _fixed(table: Mapping[str, Any]) -> dict[str, Any]:
     """What may not change in a study."""
     kept = {k: v for k, v in table.items() if k not in ("title", "cluster", "trackers")}
@@ -232,6 +301,10 @@ def _check_resources(sweep: RayTune) -> None:
     """
     import ray
 
+    if sweep.workers_per_trial > 1:
+        keys = ("workers_per_trial", "cpus_per_trial", "gpus_per_trial")
+        sweep.workers.checked(", ".join(f"sweep.{key}" for key in keys))
+        return
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     asked = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
     if any(all(node.get(k, 0) >= v for k, v in asked.items()) for node in nodes):

@@ -38,6 +38,7 @@ class Ledger:
         space: What is varied.
         planned_epochs: Epochs that a trial of these values has when it is not pruned; None where
             there are none.
+        fetch: Called before what a trial has written is read.
 
     Attributes:
         trials: The trials, by number.
@@ -50,9 +51,10 @@ class Ledger:
         sweep: RayTune,
         space: Space,
         planned_epochs: Callable[[Mapping[str, Any]], int | None] = lambda parameters: None,
+        fetch: Callable[[int], None] = lambda number: None,
     ) -> None:
         self.directory, self.sweep, self.space = directory, sweep, space
-        self._planned_epochs = planned_epochs
+        self._planned_epochs, self._fetch = planned_epochs, fetch
         self.on_change: Callable[[], None] = lambda: None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         storage = f"sqlite:///{directory / 'optuna.db'}"
@@ -100,6 +102,7 @@ class Ledger:
 
     def result(self, number: int) -> dict[str, Any] | None:
         """What a trial has written at its end; None if it did not come there."""
+        self._fetch(number)
         path = self.path(number) / "result.json"
         return json.loads(path.read_text()) if path.is_file() else None
 

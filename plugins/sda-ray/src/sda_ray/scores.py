@@ -12,7 +12,9 @@ the mean of x and nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -49,8 +51,27 @@ def variable_scores(names: Sequence[str], estimate: Tensor, x: Tensor) -> dict[s
     return scores
 
 
-def denoising_scores(run: Run, model: TrainedModel) -> dict[str, float]:
-    """Score a denoiser of windows on the test split, averaged over :data:`NOISE_LEVELS`.
+@attrs.frozen(kw_only=True, eq=False)
+class Denoised:
+    r"""What a denoiser makes of windows with noise of one level.
+
+    Attributes:
+        level: The noise level sigma / alpha, in units of the states' std.
+        scores: Scores by variable, over all windows.
+        x: The first window, (W, C, \*S), physical units.
+        noised: The same with noise, over alpha.
+        estimate: The same, denoised.
+    """
+
+    level: float
+    scores: dict[str, float]
+    x: Tensor
+    noised: Tensor
+    estimate: Tensor
+
+
+def denoise(run: Run, model: TrainedModel) -> list[Denoised]:
+    """Denoise windows of the test split, at each of :data:`NOISE_LEVELS`; none without a split.
 
     Windows and noise are the same for all models of a window's width.
 
@@ -60,20 +81,34 @@ def denoising_scores(run: Run, model: TrainedModel) -> dict[str, float]:
     """
     path = split_path(run.data, "test")
     if not path.is_file():
-        return {}
+        return []
     store, window = TrajectoryStore(path), model.config.window
     x = store.read(slice(_WINDOWS), slice(window))
+    to_physical = model.standardization.to_physical
     clean = model.standardization.to_model(x)
     noise = MemberNoise(0, range(len(x)), clean.dtype, clean.device).normal(clean.shape)
     denoiser, schedule = model.denoiser.eval(), model.schedule
-    total: dict[str, float] = {}
+    found = []
     for level in NOISE_LEVELS:
         t = schedule.time(torch.tensor(level).log() * -2)
         noised = schedule.alpha(t) * clean + schedule.sigma(t) * noise
         with torch.no_grad():
             parts = [denoiser(p.to(model.device), t.to(model.device)) for p in noised.split(_CHUNK)]
-        estimate = model.standardization.to_physical(torch.cat(parts).cpu())
-        scores = variable_scores(store.spec.variable_names, estimate.flatten(0, 1), x.flatten(0, 1))
-        for name, value in scores.items():
-            total[name] = total.get(name, 0.0) + value / len(NOISE_LEVELS)
-    return total
+        estimate = to_physical(torch.cat(parts).cpu())
+        names = store.spec.variable_names
+        found.append(
+            Denoised(
+                level=level,
+                scores=variable_scores(names, estimate.flatten(0, 1), x.flatten(0, 1)),
+                x=x[0],
+                noised=to_physical(noised[0] / schedule.alpha(t)),
+                estimate=estimate[0],
+            )
+        )
+    return found
+
+
+def denoising_scores(found: Sequence[Denoised]) -> dict[str, float]:
+    """The scores of a denoiser, averaged over noise levels."""
+    names = found[0].scores if found else ()
+    return {name: fmean(each.scores[name] for each in found) for name in names}

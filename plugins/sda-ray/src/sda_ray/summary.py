@@ -48,6 +48,7 @@ def write_summary(study: Study, directory: str | Path, figures: bool = True) -> 
         for picture in (_pictures(study, found) if figures else ())
     ]
     header, rows = _table(study)
+    pages = {trial.number: _pages(directory, trial) for trial in study.trials}
     shown = {
         "study": study,
         "best": study.best,
@@ -56,6 +57,7 @@ def write_summary(study: Study, directory: str | Path, figures: bool = True) -> 
         "facts": _facts(study),
         "importance": found,
         "no_importance": _NO_IMPORTANCE,
+        "pages": pages,
         "header": header,
         "rows": rows,
     }
@@ -150,6 +152,16 @@ def _table(study: Study) -> tuple[list[str], list[tuple[Trial, list[str]]]]:
     return header, rows
 
 
+def _pages(directory: Path, trial: Trial) -> dict[str, str]:
+    """What there is to look at of a trial, and where."""
+    there = {"report": "report.html", "figures": "figures"}
+    return {
+        name: f"{trial.directory}/{path}"
+        for name, path in there.items()
+        if (directory / trial.directory / path).exists()
+    }
+
+
 def _number(value: float | None) -> str:
     return f"{value:.4g}" if value is not None and is_finite(value) else "-"
 
@@ -219,7 +231,9 @@ _MARKDOWN = _ENVIRONMENT.from_string("""\
 | --- |{% for name in header %} --- |{% endfor %}
 
 {% for trial, cells in rows %}
-| [{{ trial.number }}]({{ trial.directory }}/) |{% for cell in cells %} {{ cell | cell }} |\
+| [{{ trial.number }}]({{ trial.directory }}/)\
+{% for name, path in pages[trial.number].items() %} [{{ name }}]({{ path }}){% endfor %} |\
+{% for cell in cells %} {{ cell | cell }} |\
 {% endfor %}
 
 {% endfor %}
@@ -251,7 +265,9 @@ _PAGE = _ENVIRONMENT.overlay(autoescape=True).from_string("""\
 {% endfor %}
 {% if best %}
 <h2>Best trial</h2>
-<p><a href="{{ best.directory }}/">Trial {{ best.number }}</a>: {{ study.metric }} =
+<p><a href="{{ best.directory }}/">Trial {{ best.number }}</a>\
+{% for name, path in pages[best.number].items() %}, <a href="{{ path }}">{{ name }}</a>\
+{% endfor %}: {{ study.metric }} =
 {{ number(best.value) }}{% if best.error is not none %} ± {{ "%.2g" | format(best.error) }}\
 {% endif %}</p>
 <table>
@@ -275,7 +291,9 @@ _PAGE = _ENVIRONMENT.overlay(autoescape=True).from_string("""\
 <tr><th>trial</th>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for trial, cells in rows %}
 <tr class="{{ "best" if trial is sameas best else trial.state }}">
-<td><a href="{{ trial.directory }}/">{{ trial.number }}</a></td>\
+<td><a href="{{ trial.directory }}/">{{ trial.number }}</a>\
+{% for name, path in pages[trial.number].items() %} <a href="{{ path }}">{{ name }}</a>\
+{% endfor %}</td>\
 {% for cell in cells %}<td{% if loop.last %} class="cause"{% endif %}>{{ cell }}</td>{% endfor %}
 </tr>
 {% endfor %}

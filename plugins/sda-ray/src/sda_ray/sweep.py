@@ -30,6 +30,8 @@ from sda_core.experiment import Experiment
 from sda_core.progress import ProgressOption
 from sda_core.sweep import Sweep
 from sda_ray.cluster import Ray
+from sda_ray.mirror import check_url
+from sda_ray.room import Workers
 from sda_ray.space import Space, leaves
 
 #: Metrics of an epoch that a training can be told apart by.
@@ -98,9 +100,18 @@ class RayTune(Sweep):
     scheduler: SchedulerConfig = option(
         default=SchedulerConfig(), help="which trials are ended early"
     )
-    cpus_per_trial: float = option(default=1.0, check=positive, help="CPUs of a trial")
+    cpus_per_trial: float = option(
+        default=1.0, check=positive, help="CPUs of a trial, or of each of its workers"
+    )
     gpus_per_trial: float = option(
-        default=0.0, check=non_negative, help="GPUs of a trial, or which part of one"
+        default=0.0,
+        check=non_negative,
+        help="GPUs of a trial, or of each of its workers, or which part of one",
+    )
+    workers_per_trial: int = option(
+        default=1,
+        check=at_least(1),
+        help="train: processes that train a trial's model together, as by `sda train --workers`",
     )
     concurrency: int | None = option(
         default=None,
@@ -123,6 +134,11 @@ class RayTune(Sweep):
     predictions: bool = option(
         default=False, help="assimilate: whether the posteriors of each trial are kept"
     )
+    evaluate: bool = option(
+        default=False,
+        help="train: whether what each finished trial has trained is evaluated, too, as by `sda "
+        "assimilate` and `sda evaluate`",
+    )
     space: dict[str, Any] = option(
         help="what is varied: by dotted path a table with range, log_range, integers or choice"
     )
@@ -133,9 +149,14 @@ class RayTune(Sweep):
             space.grid()
         if self.search == "cma-es" and importlib.util.find_spec("cmaes") is None:
             raise ConfigError(
-                "search = 'cma-es' needs the package cmaes: pip install cmaes, or choose another "
-                "search"
+                "search = 'cma-es' needs the package cmaes: pip install 'sda-ray[cma-es]', or "
+                "choose another search"
             )
+
+    @property
+    def workers(self) -> Workers:
+        """The processes of a trial."""
+        return Workers(self.workers_per_trial, self.cpus_per_trial, self.gpus_per_trial)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -160,6 +181,8 @@ class RayTune(Sweep):
                 "cluster.name: the sweep ray-tune needs the cluster 'ray', or none for this "
                 "machine by itself"
             )
+        if experiment.cluster is not None and experiment.cluster.storage is not None:
+            check_url(experiment.cluster.storage)
         longest = self.longest(experiment)
         if self.scheduler.name != "none" and self.scheduler.grace_period > longest:
             unit = "epochs" if self.stage == "train" else "observation sets"
@@ -195,6 +218,50 @@ class RayTune(Sweep):
 
         if self.scheduler.name == "pbt":
             self._check_population(experiment, space)
+        if self.evaluate:
+            self._check_evaluation(experiment)
+        if self.workers_per_trial > 1:
+            self._check_workers(experiment, space)
+
+    def _check_workers(self, experiment: Experiment, space: Space) -> None:
+        asked = f"sweep.workers_per_trial = {self.workers_per_trial}"
+        if self.scheduler.name == "pbt":
+            raise ConfigError(
+                f"{asked}: not for scheduler 'pbt', whose trials take over each other's weights; "
+                "leave it out"
+            )
+        if isinstance(experiment.cluster, Ray) and experiment.cluster.storage is not None:
+            raise ConfigError(
+                f"{asked}: all workers of a trial need the directory of the study, by shared "
+                "storage; leave out cluster.storage, or workers_per_trial"
+            )
+        varied = [p for p in space.parameters if p.path == "train.batch_size"]
+        smallest = min(varied[0].values) if varied else experiment.train.batch_size
+        if self.workers_per_trial > smallest:
+            raise ConfigError(
+                f"{asked}, but train.batch_size = {smallest}, whose windows they share: give at "
+                "most as many workers"
+            )
+
+    def _check_evaluation(self, experiment: Experiment) -> None:
+        asked = experiment.assimilate
+        if experiment.require("method", "sweep.evaluate").needs_model:
+            for table in ("sampler", "guidance"):
+                experiment.require(table, "sweep.evaluate")
+        if asked.observations is not None:
+            return
+        experiment.require("observation", "sweep.evaluate")
+        held_out = experiment.data.split_sizes["test"]
+        if asked.trajectory >= held_out:
+            raise ConfigError(
+                f"assimilate.trajectory = {asked.trajectory}, but the test split has {held_out} "
+                "trajectories (data.trajectories, data.fractions), and sweep.evaluate infers one"
+            )
+        if asked.start + asked.length > experiment.data.length:
+            raise ConfigError(
+                f"assimilate.start + assimilate.length = {asked.start + asked.length}, but "
+                f"data.length = {experiment.data.length}: sweep.evaluate infers one trajectory"
+            )
 
     def _check_population(self, experiment: Experiment, space: Space) -> None:
         if wrong := sorted(set(space.paths) - set(LEARNED)):
@@ -217,6 +284,15 @@ class RayTune(Sweep):
             )
 
     def _check_assimilation(self, experiment: Experiment, space: Space) -> None:
+        if self.workers_per_trial > 1:
+            raise ConfigError(
+                f"sweep.workers_per_trial = {self.workers_per_trial}: only for stage = 'train'; "
+                "leave it out, and let more trials of stage = 'assimilate' be done at once"
+            )
+        if self.evaluate:
+            raise ConfigError(
+                "sweep.evaluate: trials of stage = 'assimilate' are evaluated anyway; leave it out"
+            )
         varied = set(space.paths)
         if wrong := sorted(varied - set(space.touches(*INFERENCE))):
             raise ConfigError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,16 +36,17 @@ from ray.tune.schedulers import (  # noqa: E402
 )
 
 from sda_ray.ledger import Ledger  # noqa: E402
+from sda_ray.mirror import Mirror  # noqa: E402
 from sda_ray.searcher import NotKept, OptunaSearcher, config_of  # noqa: E402
 from sda_ray.space import Space  # noqa: E402
 from sda_ray.space_parameter import Parameter  # noqa: E402
-from sda_ray.worker import LEAVING, TIME, VALUE, Worker  # noqa: E402
+from sda_ray.worker import TIME, VALUE, Worker  # noqa: E402
 
 if TYPE_CHECKING:
     from sda_ray.sweep import RayTune
     from sda_ray.work import Job
 
-#: Where Tune keeps its own files, in the directory of the study; they go at the end.
+#: Where Tune keeps its own files, beside those of the study; they go at the end.
 _SCRATCH = ".tune"
 
 
@@ -64,15 +64,15 @@ def do_trials(job: Job, ledger: Ledger, longest: int, stopping: Callable[[], boo
     """
     sweep = ledger.sweep
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    scratch, leaving = ledger.directory / _SCRATCH, ledger.directory / LEAVING
-    shutil.rmtree(scratch, ignore_errors=True)
-    leaving.unlink(missing_ok=True)
-    stopper = _Stopper(stopping, sweep.time_budget, leaving.touch)
+    scratch, leaving = Mirror(job.storage or job.directory) / _SCRATCH, job.leaving
+    scratch.remove()
+    leaving.remove()
+    stopper = _Stopper(stopping, sweep.time_budget, lambda: leaving.put_text(""))
     scheduler = make_scheduler(sweep, longest)
     replay(scheduler, ledger)
     trainable = tune.with_resources(
         tune.with_parameters(Worker, job=job),
-        {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial},
+        _resources(sweep),
     )
     # Those of a population learn from each other, and not from trials before them: Tune takes no
     # search for them, and all start at once.
@@ -85,12 +85,13 @@ def do_trials(job: Job, ledger: Ledger, longest: int, stopping: Callable[[], boo
             search_alg=None if population else OptunaSearcher(ledger),
             scheduler=scheduler,
             num_samples=1 if population else -1,
-            max_concurrent_trials=sweep.concurrency,
+            max_concurrent_trials=_concurrency(sweep),
             reuse_actors=False,  # the memory of a GPU is freed with the process
         ),
         run_config=tune.RunConfig(
             name="trials",
-            storage_path=str(scratch.resolve()),
+            storage_path=scratch.path,
+            storage_filesystem=None if job.storage is None else scratch.arrow(),
             stop=stopper,
             callbacks=[_Recorder(ledger)],
             # A trial writes its checkpoints itself, in its own directory.
@@ -106,9 +107,24 @@ def do_trials(job: Job, ledger: Ledger, longest: int, stopping: Callable[[], boo
             tuner.fit()
     finally:
         ledger.leave()
-        leaving.unlink(missing_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
+        leaving.remove()
+        scratch.remove()
     return stopper.is_late
+
+
+def _resources(sweep: RayTune) -> dict[str, float]:
+    """What the process of a trial has."""
+    if sweep.workers_per_trial > 1:
+        return {"memory": 1.0}  # a byte: its workers have the CPUs, and Tune takes no empty request
+    return {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}
+
+
+def _concurrency(sweep: RayTune) -> int | None:
+    """How many trials there are at a time: as many as have room with all their workers."""
+    if sweep.workers_per_trial == 1:
+        return sweep.concurrency
+    room = max(1, sweep.workers.room() // sweep.workers_per_trial)
+    return min(room, sweep.concurrency or room)
 
 
 def make_scheduler(sweep: RayTune, longest: int) -> TrialScheduler:

@@ -11,7 +11,9 @@ import math
 import statistics
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import attrs
@@ -22,17 +24,21 @@ from sda_core.errors import SDAError, SweepError, TrainingError
 from sda_core.evaluation import evaluate_ensemble
 from sda_core.experiment import Experiment
 from sda_core.files import write_text
-from sda_core.plugins import default_manager, hookimpl
+from sda_core.plugins import hookimpl
 from sda_core.random import seeded_generator
 from sda_core.rundir import Run, plain
 from sda_core.stages.assimilation import infer
 from sda_core.stages.common import POSTERIOR, REFERENCE, stream
-from sda_ray.scores import denoising_scores, variable_scores
+from sda_ray.appraisal import appraise, drawing
+from sda_ray.cluster import Ray
+from sda_ray.desk import Report, desk
+from sda_ray.mirror import Mirror
+from sda_ray.room import Workers
+from sda_ray.scores import variable_scores
+from sda_ray.scratch import at_hand
 from sda_ray.space import Space
 
-#: Called with (epochs or observation sets done, the metric); gives a reason to end the trial.
-Report = Callable[[int, float], str | None]
-#: That reason.
+#: Why a trial is ended.
 PRUNED = "pruned by the sweep"
 
 
@@ -53,8 +59,13 @@ class Job:
         sets: Number of observation sets of an assimilation.
         shares_data: Whether the study's data are the trial's.
         predictions: Whether posteriors are kept.
+        evaluate: Whether what is trained is evaluated on observations.
         interval: Epochs between two checkpoints, of trials that learn from each other, and report
             when they have written one; None for others.
+        storage: URL of the study, where its directory is not on all machines.
+        model: The pretrained model, where it is not the one that the table names.
+        workers: The processes that train a model together; None for that of the trial alone.
+        retries: How often they go on when one is lost.
     """
 
     directory: str
@@ -65,7 +76,17 @@ class Job:
     sets: int = 1
     shares_data: bool = True
     predictions: bool = False
+    evaluate: bool = False
     interval: int | None = None
+    storage: str | None = None
+    model: str | None = None
+    workers: Workers | None = None
+    retries: int = 0
+
+    @property
+    def leaving(self) -> Mirror:
+        """The file that says that the study is left."""
+        return Mirror(self.storage or self.directory) / ".leaving"
 
     def trial(self, number: int) -> Path:
         """The run directory of a trial."""
@@ -84,7 +105,14 @@ class Job:
         """An experiment that infers the trajectory of an observation set."""
         whole: Any = experiment  # to mypy components are no attrs classes
         assimilate = attrs.evolve(whole.assimilate, trajectory=number)
-        return attrs.evolve(whole, assimilate=assimilate)
+        model = attrs.evolve(whole.model, pretrained=self.model or whole.model.pretrained)
+        return attrs.evolve(whole, assimilate=assimilate, model=model)
+
+    def link_data(self, number: int) -> None:
+        """Let the study's data be those of a trial, where they are."""
+        link = self.trial(number) / "data"
+        if self.shares_data and not link.exists():
+            link.symlink_to(Path("..") / ".." / "data")
 
 
 def do_trial(
@@ -107,12 +135,11 @@ def do_trial(
     if not Path(job.directory).is_dir():
         raise SweepError(
             f"{job.directory} is not there for a worker of the cluster: all its machines must have "
-            "the directory of the study, by shared storage"
+            "the directory of the study, by shared storage, or cluster.storage must be set"
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if job.shares_data and not (directory / "data").exists():
-            (directory / "data").symlink_to(Path("..") / ".." / "data")
+        job.link_data(number)
         experiment = job.experiment(parameters)
         do = _train if job.stage == "train" else _assimilate
         result = do(job, experiment, directory, report, check)
@@ -138,14 +165,26 @@ def _train(
             return None
     if not job.shares_data:
         stages.simulate(experiment, directory, progress=False)
+    reasons: list[str | None] = []
+
+    def tell(epoch: int, value: float) -> str | None:
+        reasons.append(report(epoch, value))
+        return reasons[-1]
+
     learns = job.interval is not None
-    watcher = _Watcher(job.metric, report, check, at_checkpoints=learns)
-    default_manager().register(watcher, "sweep")
-    may_change = job.space if learns else ()
-    model = stages.train(experiment, directory, progress=False, may_change=may_change)
-    if watcher.reason is not None:
+    options: dict[str, Any] = {"progress": False, "may_change": job.space if learns else ()}
+    with nullcontext((tell, check)) if job.workers is None else desk(tell, check) as asked:
+        watcher = _Watcher(job.metric, *asked, at_checkpoints=learns)
+        if job.workers is not None:
+            options |= {
+                "workers": job.workers.number,
+                "gpus_per_worker": job.workers.gpus,
+                "cluster": Ray(worker_cpus=job.workers.cpus, retries=job.retries),
+            }
+        model = stages.train(experiment, directory, hooks=[watcher], **options)
+    if any(reasons):
         return None
-    return {"state": "finished", "metrics": denoising_scores(run, model)}
+    return {"state": "finished", **appraise(run, model, check, evaluate=job.evaluate)}
 
 
 def _earlier(directory: Path, metric: str) -> list[tuple[int, float]]:
@@ -255,11 +294,19 @@ def _scores(
             f"sweep.metric = {job.metric!r} is no score of this experiment: it has "
             f"{', '.join(scores)}"
         )
+    if number == 0:
+        ensembles = {"posterior": x} | ({} if reference is None else {"reference": reference})
+        with drawing():
+            from sda_core.report import write_report  # matplotlib takes a while to import
+
+            official = Run(experiment, directory)
+            write_report(official, problem, ensembles, {"posterior": scores})
     return scores
 
 
-def make_reference(job: Job, number: int) -> None:
-    """Draw and write the ensemble that counts as the truth for an observation set."""
+def make_reference(job: Job, number: int) -> bytes:
+    """Draw the ensemble that counts as the truth for an observation set, and give it as a file."""
+    job = at_hand(job)
     experiment = job.observed(job.experiment({}), number)
     run = Run(experiment, job.directory, progress=False)
     method: Any = experiment.evaluate.reference
@@ -267,4 +314,7 @@ def make_reference(job: Job, number: int) -> None:
     problem, members = stages.make_problem(run), experiment.assimilate.members
     x = infer(run, method, problem, members, seed, lambda step, steps: None)
     array = labelled.trajectories(x, problem.system.spec).rename("reference")
-    labelled.save(array, job.reference(number))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "reference.nc"
+        labelled.save(array, path)
+        return path.read_bytes()

@@ -11,20 +11,21 @@ import os
 import queue
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
+from sda_core.errors import ClusterError
+from sda_ray import scratch
 from sda_ray.work import PRUNED, Job, LeftError, do_trial
 
 #: Names of the time and of the metric in Tune's results.
 TIME, VALUE = "epoch", "value"
-#: File in the directory of a study that says that the study is left.
-LEAVING = ".leaving"
-#: Seconds between two looks for that file.
-_GLANCE = 1.0
+#: Seconds between two looks at whether the study is left; and where each costs a request.
+_GLANCE, _FAR_GLANCE = 1.0, 5.0
 
 #: What a training goes on from, in its run directory.
 _TRAINED = ("checkpoints", "history.json", "metrics.jsonl")
@@ -40,8 +41,11 @@ class Worker(tune.Trainable):
         assert job is not None
         if not ray.get_gpu_ids():
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all visible to those without one
-        self._job, trial = job, config["trial"]
+        trial = config["trial"]
         self._number, self._parameters = trial["number"], trial["parameters"]
+        self._job = scratch.begin(job, self._number)
+        self._leaving = self._job.leaving
+        self._glance = _GLANCE if job.storage is None else _FAR_GLANCE
         # What is done before there is any value: no scheduler compares with it.
         self._last: _Result = {TIME: 0, VALUE: math.nan}
         self._results: queue.Queue[_Result | BaseException] = queue.Queue()
@@ -57,7 +61,7 @@ class Worker(tune.Trainable):
             self._answers.put(None)
         while True:
             try:
-                result = self._results.get(timeout=_GLANCE)
+                result = self._results.get(timeout=self._glance)
             except queue.Empty:
                 self._look()
                 continue
@@ -86,20 +90,25 @@ class Worker(tune.Trainable):
                 self._leave.set()
             self._answers.put(PRUNED)
             self._thread.join()
+        scratch.leave(self._job, self._number)
 
     def _look(self) -> None:
-        if (Path(self._job.directory) / LEAVING).exists():
-            self._leave.set()
+        with suppress(ClusterError):  # another time it answers
+            if self._leaving.exists():
+                self._leave.set()
 
     def _work(self) -> None:
         result: _Result | BaseException = {"done": True}
         try:
             do_trial(self._job, self._number, self._parameters, self._report, self._check)
+            scratch.upload(self._job, self._number)
         except BaseException as error:  # noqa: BLE001 - raised again by `step`
             result = error
         self._results.put(result)
 
     def _report(self, time: int, value: float) -> str | None:
+        if self._job.stage == "assimilate":  # which writes no checkpoints
+            scratch.upload(self._job, self._number)
         self._results.put({TIME: time, VALUE: value})
         reason = self._answers.get()
         self._check()

@@ -1,0 +1,98 @@
+"""The call of Ray Train; imported by the process that conducts a group, after its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.exceptions import RayError
+from ray.train import UserCallback
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from sda_core.errors import ClusterError
+from sda_ray.member import last_line
+from sda_ray.room import Workers
+
+
+def train_together(
+    channel: Any, take_part: Callable[[], None], asked: Workers, retries: int
+) -> None:
+    """Have the processes of a group do something.
+
+    Raises:
+        ClusterError: They were lost too often.
+    """
+    trainer = TorchTrainer(
+        take_part,
+        torch_config=_OwnGroup(),
+        scaling_config=ScalingConfig(
+            num_workers=asked.number,
+            use_gpu=bool(asked.gpus),
+            resources_per_worker=asked.resources,
+        ),
+        run_config=RunConfig(
+            # Checkpoints are the work's, so that there is nothing to keep.
+            storage_path="sda",
+            storage_filesystem=PyFileSystem(FSSpecHandler(fsspec.filesystem("memory"))),
+            failure_config=FailureConfig(max_failures=retries),
+            callbacks=[_TellOfLosses(channel)],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        with suppress(SystemExit):  # with which Ray Train ends when it is interrupted
+            trainer.fit()
+    except WorkerGroupError as error:
+        raise ClusterError(
+            f"workers were lost, and to begin anew {retries} times (cluster.retries) did not help; "
+            "often they want memory: use smaller batches, or machines with more of it. "
+            f"Ray says: {_cause(error.worker_failures)}"
+        ) from None
+    except ControllerError as error:
+        raise ClusterError(
+            "workers do not start; often they lack a package, which all machines of the cluster "
+            f"need. Ray says: {last_line(error.controller_failure)}"
+        ) from None
+
+
+def _cause(failures: Mapping[int, Exception]) -> str:
+    """Why a group ended: others fail because one is lost."""
+    _, rank, error = min(
+        ((not isinstance(e, RayError), rank, e) for rank, e in failures.items()),
+        key=lambda f: f[:2],
+    )
+    return f"rank {rank}: {' '.join(str(error).split())}"
+
+
+class _NoBackend(Backend):
+    """Ray Train's own makes the group's store listen to the whole network."""
+
+
+@dataclass
+class _OwnGroup(TorchConfig):
+    """The work makes its group itself, and each process sees its own GPUs only."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _NoBackend
+
+    @property
+    def train_func_context(self) -> Any:
+        return nullcontext
+
+
+class _TellOfLosses(UserCallback):
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Say what was lost."""
+        self._channel.lose.remote(_cause(worker_exceptions))
