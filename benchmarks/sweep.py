@@ -4,8 +4,8 @@
     python benchmarks/sweep.py pruning     # epochs saved, and the best trial beside the preset
     python benchmarks/sweep.py nodes       # trials per hour on a cluster of 1 and of 2 nodes
 
-Each trial has one CPU thread. Trials are those of the preset with fewer epochs, half a minute long
-each. `overhead` and `nodes` take about five minutes on two idle cores.
+Each trial has one CPU thread. Trials are those of the preset with fewer epochs, about a minute long
+each. On two idle cores `overhead` takes nine minutes and `nodes` seven.
 """
 
 from __future__ import annotations
