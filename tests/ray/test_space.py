@@ -224,6 +224,12 @@ GAMMA = "guidance.gamma = { choice = [0.01, 0.1] }"
         ),
         ("cluster.cpus = { choice = [1, 2] }", {}, [], "sweep.space.cluster.cpus: cluster changes"),
         ("train.epoch = { choice = [1] }", {}, [], "sweep: space: train.epoch: unknown key"),
+        (
+            RATE,
+            {},
+            ["cluster.name=ray", 'cluster.address="ray://head:10001"'],
+            "cluster.address = 'ray://head:10001': a sweep is led by a process that is part of",
+        ),
         (RATE, {"stage": "assimilate"}, [], "sweep.space.train.learning_rate: not for stage"),
         (GAMMA, {"stage": "assimilate", "metric": "crps"}, [], "model.pretrained is not set"),
         (

@@ -24,7 +24,9 @@ def sweep(
     overrides: Overrides = None,
     address: Annotated[
         str | None,
-        typer.Option(help="The Ray cluster: auto, HOST:6379 or ray://HOST:10001."),
+        typer.Option(
+            help="The Ray cluster that this machine is part of: auto, or HOST:6379 of its head."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the study in the directory.")

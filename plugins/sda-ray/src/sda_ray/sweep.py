@@ -183,6 +183,13 @@ class RayTune(Sweep):
             )
         if experiment.cluster is not None and experiment.cluster.storage is not None:
             check_url(experiment.cluster.storage)
+        address = None if experiment.cluster is None else experiment.cluster.address
+        if address is not None and address.startswith("ray://"):
+            raise ConfigError(
+                f"cluster.address = {address!r}: a sweep is led by a process that is part of the "
+                "cluster. Type the command on its head, or send it there by `ray job submit`, with "
+                "--address auto"
+            )
         longest = self.longest(experiment)
         if self.scheduler.name != "none" and self.scheduler.grace_period > longest:
             unit = "epochs" if self.stage == "train" else "observation sets"
