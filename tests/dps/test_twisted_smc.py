@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import signal
+from types import SimpleNamespace
 
 import attrs
 import pytest
 import torch
 
 from sda_core.config import structure
-from sda_core.denoiser import Denoiser
+from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
 from sda_core.ensemble_file import EnsembleFile
 from sda_core.errors import AssimilationError, AssimilationWarning, ConfigError, StoppedError
 from sda_core.guidance import Guidance
@@ -276,23 +277,28 @@ def test_effective_sample_size_and_resampling() -> None:
     assert torch.equal(systematic_resampling(torch.zeros(7).double(), generator), torch.arange(7))
 
 
+def _ensemble(tmp_path) -> EnsembleFile:
+    problem = PROBLEM.problem
+    path, shape = tmp_path / "posterior.nc", (8, *problem.shape)
+    return EnsembleFile(path, problem.system.spec, shape, {}, minutes=1e9)
+
+
+def _stop_at_7(step: int, steps: int) -> None:
+    if step == 7:
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_a_stopped_run_goes_on_where_it_was(tmp_path) -> None:
     problem, method = PROBLEM.problem, TwistedSMC(particles=32, calibration=8)
     whole = method.assimilate(problem, 8, 0, _tools(steps=12)).clone()
     evaluated, said = [], []
 
-    def ensemble():
-        path, shape = tmp_path / "posterior.nc", (8, *problem.shape)
-        return EnsembleFile(path, problem.system.spec, shape, {}, minutes=1e9)
-
-    def stop(step, steps):
-        if step == 7:
-            signal.raise_signal(signal.SIGTERM)
-
     with pytest.raises(StoppedError, match="the same command goes on from there"):
-        method.assimilate(problem, 8, 0, _tools(steps=12, ensemble=ensemble(), on_step=stop))
+        method.assimilate(
+            problem, 8, 0, _tools(steps=12, ensemble=_ensemble(tmp_path), on_step=_stop_at_7)
+        )
     hook = PROBLEM.model.denoiser.register_forward_hook(lambda m, x, y: evaluated.append(len(y)))
-    tools = _tools(steps=12, ensemble=(file := ensemble()), announce=said.append)
+    tools = _tools(steps=12, ensemble=(file := _ensemble(tmp_path)), announce=said.append)
     x = method.assimilate(problem, 8, 0, tools)
     hook.remove()
     assert sum(evaluated) == (12 - 7) * 32  # nothing is planned, calibrated or done again
@@ -300,3 +306,26 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path) -> None:
     assert torch.equal(x, whole)
     file.finish(x)
     assert torch.equal(load_array(tmp_path / "posterior.nc", "posterior"), whole)
+
+
+def test_a_stopped_run_goes_on_in_smaller_chunks(tmp_path) -> None:
+    """Where these are asked for, as after it took too much memory."""
+    method, sizes = TwistedSMC(particles=32, calibration=8), []
+
+    def tools(chunk_size: int | None, **more) -> Toolbox:
+        made = _tools(steps=12, ensemble=_ensemble(tmp_path), **more)
+        whole = PROBLEM.model
+        composed = MarkovBlanketDenoiser(whole.denoiser, 4, chunk_size=chunk_size)
+        model = SimpleNamespace(
+            standardization=whole.standardization,
+            device=whole.device,
+            trajectory_denoiser=lambda: composed,
+        )
+        return attrs.evolve(made, model=model)
+
+    with pytest.raises(StoppedError):
+        method.assimilate(PROBLEM.problem, 8, 0, tools(None, on_step=_stop_at_7))
+    hook = PROBLEM.model.denoiser.register_forward_hook(lambda m, x, y: sizes.append(len(y)))
+    method.assimilate(PROBLEM.problem, 8, 0, tools(5))
+    hook.remove()
+    assert max(sizes) == 5

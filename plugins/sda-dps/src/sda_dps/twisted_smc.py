@@ -165,7 +165,12 @@ class TwistedSMC(GuidedMethod):
     ) -> Mapping[str, Any]:
         """How many particles and windows at once fit the memory; as before, if that was asked."""
         prior, device = guided.model.trajectory_denoiser(), guided.model.device
-        asked = {"batch_size": self.batch_size, "memory": self.memory, "device": device.type}
+        asked = {
+            "batch_size": self.batch_size,
+            "chunk_size": prior.chunk_size if isinstance(prior, MarkovBlanketDenoiser) else None,
+            "memory": self.memory,
+            "device": device.type,
+        }
         if settings.get("asked") == asked:
             return settings
         times = guided.sampler.times(prior.schedule)
