@@ -145,6 +145,27 @@ def test_the_kit_finds_broken_groups(told, message) -> None:
         kit._group(_Broken(told=told))
 
 
+class _Forgetful(_Broken):
+    """A group that saves in a directory, whose end does not come back."""
+
+    def lend(self, directory, **options):
+        self.log = directory / "log"
+        return super().lend(directory, **options)
+
+    def together(self, work, **options):
+        with self.log.open("a") as log:
+            log.write("saved")
+        yield from self.told
+
+
+def test_the_kit_finds_directories_that_do_not_come_back() -> None:
+    told = [(1, 11.0), 0, 1, 2, "stopped"]
+    with pytest.raises(AssertionError, match="is saved is 'lent, saved', and 'lent, ' comes"):
+        kit._group(_Broken(told=told))
+    with pytest.raises(AssertionError, match="'ended' is written, and 'lent, saved' comes"):
+        kit._group(_Forgetful(told=told))
+
+
 def test_the_kit_finds_groups_that_hide_errors() -> None:
     with pytest.raises(AssertionError, match="nothing is raised by a group"):
         kit._group_errors(_Broken())

@@ -170,6 +170,15 @@ def test_a_cluster_that_is_not_there(monkeypatch) -> None:
             list(Ray(address=address).map(cluster_work.sleep, [0.0], workers=1))
 
 
+def test_what_wants_too_much_memory_is_not_tried_for_ever(monkeypatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(module, "is_initialized", lambda: False)
+    monkeypatch.setattr(module, "init", lambda **settings: given.update(settings))
+    monkeypatch.setattr(module, "shutdown", lambda: None)
+    with Ray(retries=2).connected():
+        assert given["_system_config"] == {"task_oom_retries": 2}
+
+
 # --- what takes longer: clusters of their own ---
 
 

@@ -90,6 +90,26 @@ def test_what_changes_is_sent_and_what_goes_is_removed(
     assert "history.json" not in contents(there)
 
 
+def test_what_was_sent_counts_as_fetched(mirror: Mirror, trial: Path, tmp_path: Path) -> None:
+    """So that the copy, once others have changed it, comes back as it is."""
+    there = tmp_path / "there"
+    fill(trial, posterior_x="large", note="of the time before")
+    mirror.push(trial, leave_out=("posterior",), is_fetched=True)
+    best = (trial / "checkpoints" / "best").stat().st_ino
+    mirror.pull(there)
+    assert not (there / "posterior").exists()
+    (there / "checkpoints" / "step.1").unlink()
+    mirror.push(fill(there, note="of now"))
+    mirror.pull(trial)
+    assert contents(trial) == {
+        "history.json": "[1]",
+        "checkpoints/best": "weights",
+        "note": "of now",
+        "posterior/x": "large",  # which was never in the copy
+    }
+    assert (trial / "checkpoints" / "best").stat().st_ino == best
+
+
 @pytest.mark.parametrize("operation", ["put", "pipe_file", "mv", "rm_file"])
 def test_half_an_upload_counts_for_nothing(
     mirror: Mirror, trial: Path, tmp_path: Path, operation: str, monkeypatch: pytest.MonkeyPatch

@@ -224,12 +224,6 @@ GAMMA = "guidance.gamma = { choice = [0.01, 0.1] }"
         ),
         ("cluster.cpus = { choice = [1, 2] }", {}, [], "sweep.space.cluster.cpus: cluster changes"),
         ("train.epoch = { choice = [1] }", {}, [], "sweep: space: train.epoch: unknown key"),
-        (
-            RATE,
-            {},
-            ["cluster.name=ray", 'cluster.address="ray://head:10001"'],
-            "cluster.address = 'ray://head:10001': a sweep is led by a process that is part of",
-        ),
         (RATE, {"stage": "assimilate"}, [], "sweep.space.train.learning_rate: not for stage"),
         (GAMMA, {"stage": "assimilate", "metric": "crps"}, [], "model.pretrained is not set"),
         (
@@ -273,6 +267,16 @@ def test_cma_es_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'sda-ray\[cma-es\]'"):
         sweep(RATE, search="cma-es")
+
+
+@pytest.mark.parametrize(
+    ("text", "there"), [(GAMMA, "none"), (f"{RATE}\n{GAMMA}", r"train.learning_rate\.")]
+)
+def test_cma_es_needs_numbers(text: str, there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    with pytest.raises(ConfigError, match=f"space: search = 'cma-es' goes by two .* is {there}"):
+        sweep(text, search="cma-es")
+    sweep(f"{RATE}\ntrain.batch_size = {{ integers = [4, 8] }}", search="cma-es")
 
 
 def ledger(folder: Path, text: str = SPACE, **settings: Any) -> Ledger:

@@ -237,10 +237,6 @@ def test_a_trial_that_has_no_room_is_refused(ray: Ray, tmp_path: Path) -> None:
             r"workers_per_trial = 2: not for scheduler 'pbt'",
         ),
         (
-            ("cluster.name=ray", "cluster.storage=file:///shared"),
-            r"workers_per_trial = 2: all workers .* need the directory",
-        ),
-        (
             ("sweep.stage=assimilate", "sweep.metric=crps"),
             r"workers_per_trial = 2: only for stage = 'train'",
         ),

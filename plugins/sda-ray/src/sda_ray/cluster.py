@@ -12,14 +12,16 @@ import os
 import pickle
 import socket
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
-from sda_core.cluster import Cluster, Link
-from sda_core.cluster.base import never
+from sda_core.cluster import Cluster, Lent, Link
+from sda_core.cluster.base import never, unheard
 from sda_core.config import at_least, component, non_negative, option, positive
 from sda_core.errors import ClusterError
+from sda_ray.lent import lend
 from sda_ray.room import Workers
 from sda_ray.together import together
 
@@ -62,8 +64,9 @@ class Ray(Cluster):
     )
     storage: str | None = option(
         default=None,
-        help="where `sda sweep` keeps trials, by a URL such as s3://bucket/path, for machines that "
-        "have no disk in common; not set, they must have the study's directory",
+        help="where trials of `sda sweep` and trainings of `sda train --workers` are kept for "
+        "machines that have no disk in common, by a URL such as s3://bucket/path; not set, they "
+        "must have the directory of the study or run",
     )
 
     @contextmanager
@@ -90,6 +93,8 @@ class Ray(Cluster):
                         log_to_driver=False,
                         logging_level=logging.ERROR,
                         _node_ip_address="127.0.0.1",
+                        # Ray ends tasks for want of memory, and by itself tries them for ever.
+                        _system_config={"task_oom_retries": self.retries},
                     )
             else:
                 _knock(self.address)
@@ -158,6 +163,18 @@ class Ray(Cluster):
         asked = Workers(workers, self.worker_cpus, gpus_per_worker)
         with self.connected():
             yield from together(work, asked, self.retries, stopping)
+
+    def lend(
+        self,
+        directory: Path,
+        *,
+        leave_out: Collection[str] = (),
+        say: Callable[[str], None] = unheard,
+    ) -> AbstractContextManager[Lent]:
+        """Lend a directory, by ``storage``; see :meth:`sda_core.cluster.Cluster.lend`."""
+        if self.storage is None:
+            return super().lend(directory)
+        return lend(self, directory, leave_out, say)
 
     def _check_gpus(self) -> None:
         import ray

@@ -25,7 +25,7 @@ def sweep(
     address: Annotated[
         str | None,
         typer.Option(
-            help="The Ray cluster that this machine is part of: auto, or HOST:6379 of its head."
+            help="Address of the Ray cluster that does the trials: auto, or ray://HOST:10001."
         ),
     ] = None,
     resume: Annotated[

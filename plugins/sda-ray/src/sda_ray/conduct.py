@@ -21,8 +21,10 @@ from sda_core.progress import ProgressOption, announce, reporting
 from sda_core.rundir import Run
 from sda_core.stages import simulate
 from sda_ray.cluster import Ray
+from sda_ray.leader import end_earlier, is_outside, lead, on_head
 from sda_ray.ledger import Ledger
 from sda_ray.mirror import Mirror
+from sda_ray.reach import check_reach
 from sda_ray.scratch import clean
 from sda_ray.space import Space, leaves
 from sda_ray.study import Study
@@ -59,9 +61,12 @@ def conduct(
     if cluster.storage is not None:
         _check_storage(cluster.storage, directory, resume)
     with cluster.connected():
-        _check_resources(sweep)
+        on_head(_check_resources, sweep)
         directory.mkdir(parents=True, exist_ok=True)
+        if is_outside():
+            _check_reach(experiment, directory, cluster.storage)
         with exclusive(directory / ".sweep.lock", "sweep", SweepError), stop_request() as stopping:
+            end_earlier(_place(cluster.storage, directory), progress, stopping)
             dump_toml(unstructure(experiment), directory / "config.toml")
             return _Study(sweep, experiment, directory, progress, cluster).do(stopping)
 
@@ -122,7 +127,8 @@ class _Study:
             with reporting(
                 self.progress, "trials", ledger.planned, len(ledger.earlier)
             ) as self._report:
-                is_late = do_trials(self.sent, ledger, sweep.longest(self.experiment), stopping)
+                do = lead if is_outside() else do_trials
+                is_late = do(self.sent, ledger, sweep.longest(self.experiment), stopping)
         if self.copy is not None:
             for number in ledger.trials:  # those that were pruned wrote their model after that
                 self._fetch(number)
@@ -265,6 +271,34 @@ def _check_directory(experiment: Experiment, directory: Path, resume: bool) -> N
         )
 
 
+def _check_reach(experiment: Any, directory: Path, storage: str | None) -> None:
+    """Refuse a cluster that does not reach what is here; the directory is there.
+
+    Raises:
+        ClusterError: Says what it does not reach.
+    """
+    table, needed = trial_table(experiment, directory), []
+    if (observed := table["assimilate"].get("observations")) is not None:
+        needed.append(Path(observed["file"]))
+    pretrained = experiment.model.pretrained
+    if storage is None and pretrained is not None and Path(pretrained).exists():
+        needed.append(Path(pretrained).resolve())
+    if storage is None and (data := _data_of_model(experiment)) is not None:
+        needed.append(data)
+    versions = Run(experiment, directory).versions()
+    try:
+        check_reach(Mirror(storage or _place(storage, directory)), table, needed, versions)
+    except ClusterError:
+        with suppress(OSError):  # it has a study
+            directory.rmdir()
+        raise
+
+
+def _place(storage: str | None, directory: Path) -> str:
+    """Where trials are kept."""
+    return str(directory.resolve()) if storage is None else storage_of(storage, directory).url
+
+
 def storage_of(storage: str, directory: Path) -> Mirror:
     """The place of a study in the storage of a cluster: it has the name of its directory."""
     return Mirror(storage.rstrip("/")) / directory.resolve().name
@@ -337,6 +371,9 @@ def trial_table(experiment: Experiment, directory: Path) -> dict[str, Any]:
     pretrained = whole.model.pretrained
     if pretrained is not None and Path(pretrained).exists():
         table["model"] = table["model"] | {"pretrained": str(Path(pretrained).resolve())}
+    if (observed := table["assimilate"].get("observations")) is not None:
+        whole_path = {"file": str(Path(observed["file"]).resolve())}
+        table["assimilate"] = table["assimilate"] | {"observations": observed | whole_path}
     return table
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
@@ -74,7 +75,7 @@ class Mirror:
         Raises:
             ClusterError: It cannot.
         """
-        probe = self / ".probe"
+        probe = self / f".probe-{uuid.uuid4().hex}"  # others may do the same
         with _told(self.url, "cannot be written to and read"):
             probe.put_text("sda")
             if probe.text() != "sda":
@@ -112,12 +113,16 @@ class Mirror:
         self.file_system.pipe_file(temporary, text.encode())
         self.file_system.mv(temporary, self.path)
 
-    def push(self, directory: Path, leave_out: Collection[str] = ()) -> None:
+    def push(
+        self, directory: Path, leave_out: Collection[str] = (), *, is_fetched: bool = False
+    ) -> None:
         """Make the copy like a directory: links and names with a dot in front are left out.
 
         Args:
             directory: The directory. A file that is written meanwhile stays as it was before.
-            leave_out: Files that are left out, too.
+            leave_out: Names in it that are left out, too.
+            is_fetched: Whether what was sent counts as fetched from the copy: what is removed from
+                that is then removed here as well, by :meth:`pull`.
 
         Raises:
             ClusterError: That cannot be done; the copy is as it was.
@@ -126,10 +131,12 @@ class Mirror:
             before = self._read() or {}
             stored = {entry["sha256"]: entry["at"] for entry in before.values()}
             files: _Files = {}
-            missing = [name for name in _walk(directory) if name not in leave_out]
+            missing = [n for n in _walk(directory) if n.partition("/")[0] not in leave_out]
             for _ in range(_TRIES):
                 missing = self._store(directory, missing, files, stored)
             files |= {name: before[name] for name in missing if name in before}
+            if is_fetched:
+                write_text(directory / _FETCHED, json.dumps(files))
             if files == before:
                 return
             text = json.dumps({"files": files}, indent=1)
@@ -212,7 +219,8 @@ class Mirror:
                 raise ClusterError(f"{self.url}/{entry['at']} is not as it was stored")
             sync(fetched)
         directory.mkdir(parents=True, exist_ok=True)
-        for name in wanted:
+        # Records before the checkpoints that go on from them, should this process be killed here.
+        for name in sorted(wanted, key=lambda name: name.count("/")):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (incoming / name).replace(directory / name)
         for name in before.keys() - files.keys():

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,14 +40,11 @@ def at_hand(job: Job) -> Job:
     """
     if job.storage is None:
         return job
-    import ray
-
-    home = _home(job.storage) / ray.get_runtime_context().get_node_id()[:12]
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone(home / ".lock"):
-        there = {name: Mirror(f"{job.storage}/{name}").pull(home / name) for name in SHARED}
-    model = str(home / "model") if there["model"] else None
-    return attrs.evolve(job, directory=str(home), model=model)
+    here = home(job.storage)
+    with alone(here):
+        there = {name: Mirror(f"{job.storage}/{name}").pull(here / name) for name in SHARED}
+    model = str(here / "model") if there["model"] else None
+    return attrs.evolve(job, directory=str(here), model=model)
 
 
 def begin(job: Job, number: int) -> Job:
@@ -87,16 +84,18 @@ def leave(job: Job, number: int) -> None:
 def clean(storage: str) -> None:
     """Remove what the machines of the cluster have of a study; one that does not answer is left."""
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     remove = ray.remote(num_cpus=0, max_retries=0)(_remove)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     on = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    ray.wait(
-        [remove.options(scheduling_strategy=node).remote(storage) for node in on],
-        num_returns=len(on),
-        timeout=_PATIENCE,
-    )
+    with suppress(RayError):
+        ray.wait(
+            [remove.options(scheduling_strategy=node).remote(storage) for node in on],
+            num_returns=len(on),
+            timeout=_PATIENCE,
+        )
 
 
 def _remove(storage: str) -> None:
@@ -124,6 +123,15 @@ def _mirror(job: Job, number: int) -> Mirror:
     return Mirror(f"{job.storage}/trials/{number:05d}")
 
 
+def home(storage: str) -> Path:
+    """The folder that this machine has for a study, or for a training."""
+    import ray
+
+    path = _home(storage) / ray.get_runtime_context().get_node_id()[:12]
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
 def _home(storage: str) -> Path:
     """The folder of this user and a study among temporary files."""
     name = hashlib.sha256(storage.encode()).hexdigest()[:12]
@@ -131,13 +139,13 @@ def _home(storage: str) -> Path:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process of this machine has a lock, and have it."""
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this machine has a folder to itself, and have it."""
     if sys.platform == "win32":
         yield
         return
     import fcntl
 
-    with path.open("a") as file:
+    with (folder / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -6,13 +6,13 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from sda_ray.ledger import Ledger
+from sda_ray.book import Book
 from sda_ray.study import Trial
 from sda_ray.worker import VALUE
 
 
 class NotKept:
-    """What Tune wants to keep, to go on from, and need not: the ledger is on the disk."""
+    """What Tune wants to keep, to go on from, and need not: the book is on the disk."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing."""
@@ -20,27 +20,27 @@ class NotKept:
 
 
 class OptunaSearcher(NotKept, Searcher):
-    """Gives Tune the trials of a ledger, which Optuna has chosen."""
+    """Gives Tune the trials of a book, which Optuna has chosen."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__(metric=VALUE, mode=ledger.sweep.mode)
-        self._ledger = ledger
+    def __init__(self, book: Book) -> None:
+        super().__init__(metric=VALUE, mode=book.sweep.mode)
+        self._book = book
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial."""
-        trial = self._ledger.start()
+        trial = self._book.start()
         return Searcher.FINISHED if trial is None else {"trial": config_of(trial)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: the ledger has heard of it from the callback, which knows more."""
+        """Nothing: the book has heard of it from the callback, which knows more."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is on the disk."""
+        """Nothing: the book is on the disk."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is on the disk."""
+        """Nothing: the book is on the disk."""
 
 
 def config_of(trial: Trial) -> dict[str, Any]:

@@ -111,6 +111,20 @@ class Space:
             ]
         return combinations
 
+    def check_numbers(self) -> None:
+        """Refuse a space in which nothing follows from earlier trials by CMA-ES.
+
+        Raises:
+            ConfigError: Fewer than two numbers are in all trials.
+        """
+        numbers = [p.path for p in self.parameters if p.kind != "choice" and not p.when]
+        if len(numbers) < 2:
+            raise ConfigError(
+                f"{TABLE}: search = 'cma-es' goes by two or more numbers that all trials have "
+                "(range, log_range or integers, without `when`), and draws all else at random; "
+                f"here is {', '.join(numbers) or 'none'}. Choose search = 'tpe', or vary more"
+            )
+
     def apply(self, table: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """Put values into the table of an experiment; the table is left as it is.
 

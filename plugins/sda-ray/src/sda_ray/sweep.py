@@ -152,6 +152,8 @@ class RayTune(Sweep):
                 "search = 'cma-es' needs the package cmaes: pip install 'sda-ray[cma-es]', or "
                 "choose another search"
             )
+        if self.search == "cma-es":
+            space.check_numbers()
 
     @property
     def workers(self) -> Workers:
@@ -183,13 +185,6 @@ class RayTune(Sweep):
             )
         if experiment.cluster is not None and experiment.cluster.storage is not None:
             check_url(experiment.cluster.storage)
-        address = None if experiment.cluster is None else experiment.cluster.address
-        if address is not None and address.startswith("ray://"):
-            raise ConfigError(
-                f"cluster.address = {address!r}: a sweep is led by a process that is part of the "
-                "cluster. Type the command on its head, or send it there by `ray job submit`, with "
-                "--address auto"
-            )
         longest = self.longest(experiment)
         if self.scheduler.name != "none" and self.scheduler.grace_period > longest:
             unit = "epochs" if self.stage == "train" else "observation sets"
@@ -236,11 +231,6 @@ class RayTune(Sweep):
             raise ConfigError(
                 f"{asked}: not for scheduler 'pbt', whose trials take over each other's weights; "
                 "leave it out"
-            )
-        if isinstance(experiment.cluster, Ray) and experiment.cluster.storage is not None:
-            raise ConfigError(
-                f"{asked}: all workers of a trial need the directory of the study, by shared "
-                "storage; leave out cluster.storage, or workers_per_trial"
             )
         varied = [p for p in space.parameters if p.path == "train.batch_size"]
         smallest = min(varied[0].values) if varied else experiment.train.batch_size

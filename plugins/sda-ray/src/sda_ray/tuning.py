@@ -35,7 +35,7 @@ from ray.tune.schedulers import (  # noqa: E402
     TrialScheduler,
 )
 
-from sda_ray.ledger import Ledger  # noqa: E402
+from sda_ray.book import Book  # noqa: E402
 from sda_ray.mirror import Mirror  # noqa: E402
 from sda_ray.searcher import NotKept, OptunaSearcher, config_of  # noqa: E402
 from sda_ray.space import Space  # noqa: E402
@@ -50,26 +50,26 @@ if TYPE_CHECKING:
 _SCRATCH = ".tune"
 
 
-def do_trials(job: Job, ledger: Ledger, longest: int, stopping: Callable[[], bool]) -> bool:
+def do_trials(job: Job, book: Book, longest: int, stopping: Callable[[], bool]) -> bool:
     """Do the trials that a study lacks.
 
     Args:
         job: What all trials have in common.
-        ledger: The trials.
+        book: The trials.
         longest: The most epochs, or observation sets, of a trial.
         stopping: Whether to leave the study.
 
     Returns:
         Whether the time budget was spent before all were done.
     """
-    sweep = ledger.sweep
+    sweep = book.sweep
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     scratch, leaving = Mirror(job.storage or job.directory) / _SCRATCH, job.leaving
     scratch.remove()
     leaving.remove()
     stopper = _Stopper(stopping, sweep.time_budget, lambda: leaving.put_text(""))
     scheduler = make_scheduler(sweep, longest)
-    replay(scheduler, ledger)
+    replay(scheduler, book)
     trainable = tune.with_resources(
         tune.with_parameters(Worker, job=job),
         _resources(sweep),
@@ -77,12 +77,12 @@ def do_trials(job: Job, ledger: Ledger, longest: int, stopping: Callable[[], boo
     # Those of a population learn from each other, and not from trials before them: Tune takes no
     # search for them, and all start at once.
     population = sweep.scheduler.name == "pbt"
-    given = [config_of(trial) for trial in iter(ledger.start, None)] if population else []
+    given = [config_of(trial) for trial in iter(book.start, None)] if population else []
     tuner = tune.Tuner(
         trainable,
         param_space={"trial": tune.grid_search(given)} if population else None,
         tune_config=tune.TuneConfig(
-            search_alg=None if population else OptunaSearcher(ledger),
+            search_alg=None if population else OptunaSearcher(book),
             scheduler=scheduler,
             num_samples=1 if population else -1,
             max_concurrent_trials=_concurrency(sweep),
@@ -93,7 +93,7 @@ def do_trials(job: Job, ledger: Ledger, longest: int, stopping: Callable[[], boo
             storage_path=scratch.path,
             storage_filesystem=None if job.storage is None else scratch.arrow(),
             stop=stopper,
-            callbacks=[_Recorder(ledger)],
+            callbacks=[_Recorder(book)],
             # A trial writes its checkpoints itself, in its own directory.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
@@ -106,7 +106,7 @@ def do_trials(job: Job, ledger: Ledger, longest: int, stopping: Callable[[], boo
             warnings.filterwarnings("ignore", "Consider boosting PBT performance")
             tuner.fit()
     finally:
-        ledger.leave()
+        book.leave()
         leaving.remove()
         scratch.remove()
     return stopper.is_late
@@ -192,11 +192,11 @@ class _Earlier:
     trial_id: str
 
 
-def replay(scheduler: TrialScheduler, ledger: Ledger) -> None:
+def replay(scheduler: TrialScheduler, book: Book) -> None:
     """Tell a scheduler of the trials that have ended, so that others are compared with them."""
-    scheduler.set_search_properties(VALUE, ledger.sweep.mode)
+    scheduler.set_search_properties(VALUE, book.sweep.mode)
     controller: Any = None  # these schedulers do not ask it here
-    for trial in ledger.earlier:
+    for trial in book.earlier:
         stub: Any = _Earlier(f"earlier-{trial.number}")
         for epoch, value in trial.curve:
             scheduler.on_trial_add(controller, stub)
@@ -225,23 +225,23 @@ class _Stopper(NotKept, tune.Stopper):
 
 
 class _Recorder(NotKept, tune.Callback):
-    """Tells the ledger what Tune hears of the trials."""
+    """Tells the book what Tune hears of the trials."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, book: Book) -> None:
+        self._book = book
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         given, seconds = trial.config["trial"], result["time_total_s"]
-        self._ledger.report(
+        self._book.report(
             given["number"], result[TIME], result[VALUE], seconds, given["parameters"]
         )
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._ledger.end(trial.config["trial"]["number"])
+        self._book.end(trial.config["trial"]["number"])
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         # It has lost its process for good; others say themselves why they failed.
         last = Path(trial.error_file).read_text().strip().splitlines()[-1]
-        self._ledger.end(trial.config["trial"]["number"], f"its process was lost: {last.strip()}")
+        self._book.end(trial.config["trial"]["number"], f"its process was lost: {last.strip()}")

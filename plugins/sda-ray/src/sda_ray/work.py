@@ -10,8 +10,8 @@ import json
 import math
 import statistics
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 import attrs
 
 from sda_core import labelled, stages
-from sda_core.config import structure
+from sda_core.cluster import Lent
+from sda_core.config import component, structure
 from sda_core.errors import SDAError, SweepError, TrainingError
 from sda_core.evaluation import evaluate_ensemble
 from sda_core.experiment import Experiment
@@ -32,6 +33,7 @@ from sda_core.stages.common import POSTERIOR, REFERENCE, stream
 from sda_ray.appraisal import appraise, drawing
 from sda_ray.cluster import Ray
 from sda_ray.desk import Report, desk
+from sda_ray.lent import Copy
 from sda_ray.mirror import Mirror
 from sda_ray.room import Workers
 from sda_ray.scores import variable_scores
@@ -179,12 +181,36 @@ def _train(
             options |= {
                 "workers": job.workers.number,
                 "gpus_per_worker": job.workers.gpus,
-                "cluster": Ray(worker_cpus=job.workers.cpus, retries=job.retries),
+                "cluster": _group_of(job, job.workers, directory.name),
             }
         model = stages.train(experiment, directory, hooks=[watcher], **options)
     if any(reasons):
         return None
     return {"state": "finished", **appraise(run, model, check, evaluate=job.evaluate)}
+
+
+def _group_of(job: Job, workers: Workers, name: str) -> Ray:
+    """The cluster that trains a trial together."""
+    if job.storage is None:
+        return Ray(worker_cpus=workers.cpus, retries=job.retries)
+    copy = Copy(job.storage, f"trials/{name}")
+    return _RayOfTrial(worker_cpus=workers.cpus, retries=job.retries, copy=copy)
+
+
+@component
+class _RayOfTrial(Ray):
+    """A cluster whose storage has the trial already."""
+
+    copy: Copy
+
+    @contextmanager
+    def lend(self, directory: Path, **_: Any) -> Iterator[Lent]:
+        """Lend what is there; see :meth:`sda_core.cluster.Cluster.lend`."""
+        self.copy.mirror.push(directory, is_fetched=True)
+        try:
+            yield self.copy, lambda: None  # nobody asks for it before the end
+        finally:
+            self.copy.mirror.pull(directory)
 
 
 def _earlier(directory: Path, metric: str) -> list[tuple[int, float]]:

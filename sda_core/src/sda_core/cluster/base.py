@@ -9,13 +9,18 @@ of a block. Results come back as they are finished, and whoever asked for them w
 disk before the next one: they never gather in memory.
 
 Work that is done together saves what it has done, and goes on from there where it is begun anew.
+It does so in a directory that :meth:`Cluster.lend` lets its processes have, on whatever machine.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+from sda_core.cluster.folder import Lent, SameFolder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,6 +29,10 @@ R = TypeVar("R")
 def never() -> bool:
     """False: nobody asks for a stop."""
     return False
+
+
+def unheard(line: str) -> None:
+    """Nothing: nobody listens."""
 
 
 class Link(ABC):
@@ -104,3 +113,34 @@ class Cluster(ABC):
                 work cannot be sent to it, or processes were lost too often.
             Exception: Whatever ``work`` raised, of the same class; it is not done again.
         """
+
+    def lend(
+        self,
+        directory: Path,
+        *,
+        leave_out: Collection[str] = (),
+        say: Callable[[str], None] = unheard,
+    ) -> AbstractContextManager[Lent]:
+        """Let the processes of :meth:`together` have a run directory, and have it back.
+
+        This is the directory itself, which must be on all machines. A cluster that copies it
+        overrides this.
+
+        Args:
+            directory: The directory, absolute.
+            leave_out: Names in it that are no part of the work.
+            say: Called with what takes a while.
+
+        Returns:
+            A context of the directory as the processes have it, to be pickled with the work; and
+            of a function that brings here what they have saved so far, as the end of the context
+            does.
+
+        Raises:
+            ClusterError: It cannot be copied, to the processes or back.
+        """
+        return nullcontext((SameFolder(directory), _nothing))
+
+
+def _nothing() -> None:
+    """What is there need not be brought."""

@@ -5,21 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
-from sda_core.cluster import Cluster, Link, Local
+from sda_core.cluster import Cluster, Folder, Link, Local
 from sda_core.config import differences, structure, unstructure
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
 from sda_core.errors import CheckpointError, ClusterError, ConfigError
 from sda_core.experiment import Experiment
 from sda_core.files import exclusive
 from sda_core.model import TrainedModel
-from sda_core.progress import ProgressOption
-from sda_core.rundir import Run, device
+from sda_core.plugins import hookimpl
+from sda_core.progress import ProgressOption, announce
+from sda_core.rundir import RESULTS, Run, device
 from sda_core.stages.common import WEIGHTS, check_simulated, load_model, stream
 from sda_core.stages.training_loop import Follower, Training
 from sda_core.stages.watching import Asker, Here, Watcher, watch_together
@@ -32,6 +34,9 @@ from sda_core.training import (
     check_settings,
     reset_peak_memory,
 )
+
+#: What later stages have left in a run directory, which workers do not need.
+_LATER = tuple(n for stage in ("sample", "assimilate", "evaluate") for n in RESULTS[stage])
 
 
 def train(
@@ -102,9 +107,12 @@ def train(
             with run.manager.watched_by(hooks):
                 return _train(run, resume, may_change, detect_anomaly, Here(progress), Group())
         table = unstructure(experiment, manager=run.manager)
-        work = _Work(table, run.directory.resolve(), resume, tuple(may_change), tuple(hooks))
         where = cluster or experiment.cluster or Local()
-        watch_together(where, work, progress, workers=workers, gpus_per_worker=gpus_per_worker)
+        options: Any = {"workers": workers, "gpus_per_worker": gpus_per_worker}
+        say = partial(announce, progress)
+        with where.lend(run.directory.resolve(), leave_out=_LATER, say=say) as (folder, fetch):
+            work = _Work(table, folder, resume, tuple(may_change), tuple(hooks))
+            watch_together(where, work, progress, fetch, **options)
         return load_model(run)
 
 
@@ -140,26 +148,44 @@ class _Work:
     """What each worker does: the first one trains and writes, the others follow it."""
 
     table: dict[str, Any]
-    directory: Path
+    folder: Folder
     resume: bool
     may_change: Collection[str]
     hooks: Sequence[object]
 
     def __call__(self, link: Link) -> None:
         group = Group.current()
-        run = Run(structure(Experiment, self.table), self.directory, progress=False)
-        if not split_path(run.data, "train").is_file():
-            raise ClusterError(
-                f"{run.data} is not there for worker {group.rank}: all machines of the cluster "
-                "must have the run directory, by shared storage"
-            )
-        if not group.leads:
-            warnings.simplefilter("ignore")  # the one that leads gives the same
-            _follow(run, group)
-            return
-        asker = Asker(link)
-        with run.manager.watched_by(self.hooks), asker.warned():
-            _train(run, self.resume, self.may_change, False, asker, group)
+        with self.folder.opened(leads=group.leads) as directory:
+            run = Run(structure(Experiment, self.table), directory, progress=False)
+            if not split_path(run.data, "train").is_file():
+                raise ClusterError(
+                    f"{run.data} is not there for worker {group.rank}: all machines of the cluster "
+                    "must have the run directory, by a disk in common, or the cluster must copy it "
+                    "there (of 'ray', by cluster.storage)"
+                )
+            if not group.leads:
+                warnings.simplefilter("ignore")  # the one that leads gives the same
+                _follow(run, group)
+                return
+            asker = Asker(link)
+            hooks = [*self.hooks, _Saver(self.folder, asker)]
+            with run.manager.watched_by(hooks), asker.warned():
+                _train(run, self.resume, self.may_change, False, asker, group)
+
+
+@attrs.frozen
+class _Saver:
+    """A plugin that saves the run directory with each checkpoint, after other plugins."""
+
+    folder: Folder
+    asker: Asker
+    sda_interface = 1
+
+    @hookimpl(trylast=True)
+    def sda_checkpoint_written(self) -> None:
+        """Save it."""
+        self.folder.save()
+        self.asker.saved()
 
 
 def _train(

@@ -66,6 +66,10 @@ class Asker(Watcher):
         """Say something."""
         self.link.tell(("say", line))
 
+    def saved(self) -> None:
+        """Say that a checkpoint was saved."""
+        self.link.tell(("saved",))
+
     @contextmanager
     def warned(self) -> Iterator[None]:
         """Let warnings of this process be given there."""
@@ -75,7 +79,11 @@ class Asker(Watcher):
 
 
 def watch_together(
-    cluster: Cluster, work: Callable[[Link], None], progress: ProgressOption, **options: Any
+    cluster: Cluster,
+    work: Callable[[Link], None],
+    progress: ProgressOption,
+    fetch: Callable[[], None],
+    **options: Any,
 ) -> None:
     """Let processes train together, and watch what an :class:`Asker` among them tells.
 
@@ -83,6 +91,7 @@ def watch_together(
         cluster: Where.
         work: What each does.
         progress: What to show.
+        fetch: Called when a checkpoint was saved.
         options: More for :meth:`sda_core.cluster.Cluster.together`.
     """
     report: Callable[..., None] | None = None
@@ -101,6 +110,8 @@ def watch_together(
                 )
             elif kind == "step" and report is not None:
                 report(*what)
+            elif kind == "saved":
+                fetch()
             elif kind == "say":
                 announce(progress, *what)
             elif kind == "warn":

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import time
 from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import attrs
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from sda_core.cluster import Cluster, Link
+from sda_core.cluster import Cluster, Folder, Link
 from sda_core.errors import SimulationError
 from sda_core.testing.promises import keep, require
 
@@ -53,18 +56,27 @@ def _errors(cluster: Cluster) -> None:
         require(False, "nothing is raised")
 
 
-def _meet(link: Link) -> None:
-    total = torch.tensor(10.0 ** dist.get_rank())
-    dist.all_reduce(total)
-    leads = dist.get_rank() == 0
-    if leads:
-        link.tell((os.getpid(), float(total)))
-        for number in range(3):
-            link.tell(number)
-    while not link.stopping():
-        time.sleep(0.01)
-    if leads:
-        link.tell("stopped")
+@attrs.frozen
+class _Meet:
+    folder: Folder
+
+    def __call__(self, link: Link) -> None:
+        leads = dist.get_rank() == 0
+        with self.folder.opened(leads=leads) as directory:
+            total = torch.tensor(float((directory / "data" / "x").read_text()) ** dist.get_rank())
+            dist.all_reduce(total)
+            if leads:
+                with (directory / "log").open("a") as log:
+                    log.write("saved")
+                self.folder.save()
+                link.tell((os.getpid(), float(total)))
+                for number in range(3):
+                    link.tell(number)
+            while not link.stopping():
+                time.sleep(0.01)
+            if leads:
+                (directory / "log").write_text("ended")
+                link.tell("stopped")
 
 
 def _leave(link: Link) -> None:
@@ -74,14 +86,31 @@ def _leave(link: Link) -> None:
 
 
 def _group(cluster: Cluster) -> None:
-    """Two processes are a group of torch.distributed, tell in order, and hear of a stop."""
-    found: list[Any] = []
-    with closing(cluster.together(_meet, workers=2, stopping=lambda: len(found) == 4)) as told:
-        found.extend(told)
-    (process, total), *rest = found
-    require(process != os.getpid(), "work is done in the process that asks for it")
-    require(total == 11, f"the sum of 1 and 10 over two processes is {total:g}")
-    require(rest == [0, 1, 2, "stopped"], f"0, 1, 2 and 'stopped' is told, and {rest} comes")
+    """Two processes are a group of torch.distributed, in a directory, tell, and hear of a stop."""
+    found, logged = list[Any](), list[str]()
+    with TemporaryDirectory() as name:
+        data, log = Path(name, "data"), Path(name, "log")
+        data.mkdir()
+        (data / "x").write_text("10")
+        log.write_text("lent, ")
+        with (
+            cluster.lend(Path(name)) as (folder, fetch),
+            closing(
+                cluster.together(_Meet(folder), workers=2, stopping=lambda: len(found) == 4)
+            ) as told,
+        ):
+            for message in told:
+                found.append(message)
+                fetch()
+                logged.append(log.read_text())
+        (process, total), *rest = found
+        require(process != os.getpid(), "work is done in the process that asks for it")
+        require(total == 11, f"the sum of 1 and 10 over two processes is {total:g}")
+        require(rest == [0, 1, 2, "stopped"], f"0, 1, 2 and 'stopped' is told, and {rest} comes")
+        require(
+            logged[0] == "lent, saved", f"what is saved is 'lent, saved', and {logged[0]!r} comes"
+        )
+        require(log.read_text() == "ended", f"'ended' is written, and {log.read_text()!r} comes")
 
 
 def _group_errors(cluster: Cluster) -> None:
