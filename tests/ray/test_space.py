@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,29 @@ def test_a_trial_that_ended_unseen_or_lost_its_record(tmp_path: Path) -> None:
     assert repeated is not None
     assert (repeated.number, repeated.parameters) == (0, first.trials[0].parameters)
     assert not (again.path(0) / "result.json").exists()
+
+
+@pytest.mark.parametrize("stage", ["train", "assimilate"])
+def test_what_a_trial_reported_while_nobody_listened(tmp_path: Path, stage: str) -> None:
+    """The command was killed, and the trial came to its end on another machine."""
+    metric = "valid_loss" if stage == "train" else "crps"
+    first = ledger(tmp_path, trials=1, stage=stage, metric=metric)
+    first.start()
+    first.report(0, 1, 0.5, seconds=2.0)
+    path = first.path(0)
+    history = {"epoch": [1, 2, 3, 4], "valid_loss": [0.5, None, 0.25, 0.75]}
+    (path / "history.json").write_text(json.dumps(history))
+    (path / "sets.json").write_text('[{"crps": 0.5}, {"crps": 0.25}]')
+    result = {"state": "finished"} | ({} if stage == "train" else {"value": 0.375})
+    (path / "result.json").write_text(json.dumps(result))
+    trial = ledger(tmp_path, trials=1, stage=stage, metric=metric).trials[0]
+    assert trial.state == "finished"
+    assert trial.seconds == 2.0
+    if stage == "train":
+        assert (trial.value, trial.epochs) == (0.25, 4)
+        assert trial.curve == ((1, 0.5), (3, 0.25), (4, 0.75))
+    else:
+        assert (trial.value, trial.curve) == (0.375, ((1, 0.5), (2, 0.375)))
 
 
 def test_a_finished_trial_without_a_value_has_failed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ A(x_0) given x_t. It is measured on K samples of the prior, from x_t and x_0 of 
 path: so it needs no gradient, follows any operator, and has the errors of a trained network in it.
 For a Gaussian prior and a linear operator it is the covariance of A(x_0) given x_t, and psi_t
 exact, but for its being an estimate. The estimate is E^T E / K with errors E (K, n), shrunk towards
-its diagonal by the share that gives held-out errors, with noise, the highest probability.
+its diagonal by n / (n + K).
 
 References:
     - Wu et al., "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models",
@@ -25,10 +25,6 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
 from sda_core.guidance import Likelihood
-
-#: Parts of the errors, each of which is left out once, and shares to choose from.
-FOLDS = 4
-SHARES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
 
 
 @runtime_checkable
@@ -63,39 +59,16 @@ def log_twist(likelihood: Likelihood, x0: Tensor, errors: Tensor) -> Tensor:
     Returns:
         (B,), float64.
     """
+    K, n = errors.shape
+    shrinkage = n / (n + K)
     spread = errors.square().mean(0)
     rows = x0[:1] if likelihood.noise.gaussian else x0  # then one variance is that of all
-    noise = likelihood.variance(rows, spread.to(x0).expand(len(rows), len(spread))).double()
-    law = _law(errors, noise, _shrinkage(errors, noise.mean(0)))
-    log_p: Tensor = law.log_prob(likelihood.residual(x0).double())
+    noise = likelihood.variance(rows, spread.to(x0).expand(len(rows), n)).double()
+    variance = noise + shrinkage * spread
+    # E^T E = V S^2 V^T, with no more columns than entries.
+    _, S, V = torch.linalg.svd(errors, full_matrices=False)
+    factor = ((1 - shrinkage) / K) ** 0.5 * V.T * S
+    centre = torch.zeros_like(variance)
+    normal = LowRankMultivariateNormal(centre, factor, variance, validate_args=False)
+    log_p: Tensor = normal.log_prob(likelihood.residual(x0).double())
     return log_p
-
-
-def _law(errors: Tensor, noise: Tensor, shrinkage: float) -> LowRankMultivariateNormal:
-    """N(0, R + C), C the covariance of errors (K, n), shrunk; R of variance (..., n)."""
-    # E^T E = T^T T, with no more rows than entries.
-    T = torch.linalg.qr(errors, mode="r").R
-    factor = ((1 - shrinkage) / len(errors)) ** 0.5 * T.T
-    diagonal = noise + shrinkage * errors.square().mean(0)
-    return LowRankMultivariateNormal(
-        torch.zeros_like(diagonal), factor, diagonal, validate_args=False
-    )
-
-
-def _shrinkage(errors: Tensor, noise: Tensor) -> float:
-    """The share of the diagonal under which errors (K, n) left out of the estimate are likeliest.
-
-    The same for the same errors: one that was made again after a stop, too.
-    """
-    generator = torch.Generator(errors.device).manual_seed(0)
-    z = torch.randn(errors.shape, generator=generator, dtype=errors.dtype, device=errors.device)
-    observed = errors + noise.sqrt() * z
-    fold = torch.arange(len(errors), device=errors.device) % min(FOLDS, len(errors))
-
-    def held_out(shrinkage: float) -> float:
-        return sum(
-            float(_law(errors[fold != i], noise, shrinkage).log_prob(observed[fold == i]).sum())
-            for i in fold.unique()
-        )
-
-    return max(SHARES, key=held_out)

@@ -71,7 +71,7 @@ class TwistedSMC(GuidedMethod):
         help="resample where the effective sample size is below this share of the particles",
     )
     calibration: int = option(
-        default=128,
+        default=64,
         check=at_least(2),
         help="samples of the prior on which the error of its estimates is measured",
     )

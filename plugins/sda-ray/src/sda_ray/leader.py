@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _NAMESPACE = "sda"
 #: Longest time for which the leader keeps a question waiting, in seconds.
 _GLANCE = 1.0
+#: Seconds that a leader that has left has for telling whoever asked, and being ended there.
+_FAREWELL = 3.0
 #: Seconds after which a leader that nobody needs ends.
 _FORGOTTEN = 60.0
 
@@ -120,7 +122,7 @@ def end_earlier(place: str, progress: ProgressOption, stopping: Callable[[], boo
     Raises:
         StoppedError: It was waited for in vain.
     """
-    is_told = False
+    is_told, done_at = False, None
     while True:
         try:
             earlier: Any = ray.get_actor(_name(place), _NAMESPACE)
@@ -131,7 +133,9 @@ def end_earlier(place: str, progress: ProgressOption, stopping: Callable[[], boo
             is_told = True
         with suppress(RayError):
             if ray.get(earlier.leave.remote()):
-                ray.kill(earlier)
+                done_at = done_at or time.monotonic()
+                if time.monotonic() > done_at + _FAREWELL:
+                    ray.kill(earlier)
         if stopping():
             raise StoppedError("sweep stopped; the same command with --resume goes on from there")
         time.sleep(0.1)

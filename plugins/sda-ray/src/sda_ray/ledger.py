@@ -20,6 +20,7 @@ from sda_core.files import write_text
 from sda_core.rundir import plain
 from sda_ray.space import Space
 from sda_ray.study import Trial
+from sda_ray.work import reported
 
 if TYPE_CHECKING:
     from sda_ray.sweep import RayTune
@@ -171,6 +172,11 @@ class Ledger:
             parameters=dict(parameters or self.trials[number].parameters),
         )
         self.trials[number] = trial
+        self._add(number, epoch, value)
+
+    def _add(self, number: int, epoch: int, value: float) -> None:
+        """Record a value of the metric that is not known yet."""
+        trial = self.trials[number]
         if epoch <= (trial.curve[-1][0] if trial.curve else 0) or not math.isfinite(value):
             return
         curve = (*trial.curve, (epoch, value))
@@ -197,7 +203,12 @@ class Ledger:
         """
         if self.has_ended(number):
             return
-        trial, result = self.trials[number], self.result(number)
+        result = self.result(number)
+        if result is not None and result["state"] == "finished":
+            # What it has reported while nobody listened, after the end of whoever asked.
+            for epoch, value in reported(self.path(number), self.sweep.stage, self.sweep.metric):
+                self._add(number, epoch, value)
+        trial = self.trials[number]
         if result is None and cause is None:
             unit = "epoch" if self.sweep.stage == "train" else "observation set"
             done = f" after {unit} {trial.curve[-1][0]}" if trial.curve else ""

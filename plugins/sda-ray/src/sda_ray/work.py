@@ -155,6 +155,19 @@ def do_trial(
         write_text(directory / "result.json", json.dumps(plain(result), indent=1) + "\n")
 
 
+def reported(directory: Path, stage: str, metric: str) -> list[tuple[int, float]]:
+    """What a trial has written of what it has reported: epochs, or sets, and the metric."""
+    path = directory / ("history.json" if stage == "train" else "sets.json")
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    if stage != "train":
+        values = [scores[metric] for scores in found]
+        return [(n, statistics.fmean(values[:n])) for n in range(1, len(values) + 1)]
+    rows = zip(found["epoch"], found["valid_loss"], found[metric], strict=True)
+    return [(epoch, v) for epoch, valid, v in rows if valid is not None and v is not None]
+
+
 def _train(
     job: Job, experiment: Experiment, directory: Path, report: Report, check: Callable[[], None]
 ) -> dict[str, Any] | None:
@@ -162,7 +175,7 @@ def _train(
     before = run.checkpoints.newest()
     if before is not None and before.state.get("ended") == PRUNED:
         return {"state": "pruned", "cause": PRUNED}
-    for epoch, value in _earlier(directory, job.metric):
+    for epoch, value in reported(directory, "train", job.metric):
         if report(epoch, value) is not None:
             return None
     if not job.shares_data:
@@ -211,16 +224,6 @@ class _RayOfTrial(Ray):
             yield self.copy, lambda: None  # nobody asks for it before the end
         finally:
             self.copy.mirror.pull(directory)
-
-
-def _earlier(directory: Path, metric: str) -> list[tuple[int, float]]:
-    """What a training that is gone on with has reported before."""
-    path = directory / "history.json"
-    if not path.is_file():
-        return []
-    history = json.loads(path.read_text())
-    rows = zip(history["epoch"], history["valid_loss"], history[metric], strict=True)
-    return [(epoch, v) for epoch, valid, v in rows if valid is not None and v is not None]
 
 
 class _Watcher:
