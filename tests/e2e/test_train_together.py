@@ -181,7 +181,7 @@ def test_workers_need_the_data(directory: Path) -> None:
             work(None)
             yield
 
-    with pytest.raises(ClusterError, match=r"data is not there for worker 0: .*shared storage"):
+    with pytest.raises(ClusterError, match=r"data is not there for worker 0: .*a disk in common"):
         sda.train(small(), directory, progress=False, workers=2, cluster=Elsewhere())
 
 
