@@ -31,10 +31,9 @@ from rich.table import Table
 from torch import Tensor
 
 from sda_core import load_experiment, simulate
-from sda_core.evaluation import evaluate_ensemble
-from sda_core.experiment import Experiment
+from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.experiment import Experiment, Run
 from sda_core.method import ParticleFilter, Problem, Toolbox
-from sda_core.rundir import Run
 from sda_core.stages import make_problem
 from sda_core.stages.common import load_model
 

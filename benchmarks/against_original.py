@@ -34,10 +34,9 @@ from rich.table import Table
 
 from sda_core import load_experiment, simulate
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
-from sda_core.experiment import Experiment
+from sda_core.experiment import Experiment, Run
 from sda_core.method import Toolbox
 from sda_core.model import TrainedModel
-from sda_core.rundir import Run
 from sda_core.stages import make_problem
 from sda_core.training import Trainer
 

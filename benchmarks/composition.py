@@ -42,11 +42,11 @@ from torch import Tensor
 from sda_core import load_experiment, stages
 from sda_core.denoiser import window_starts
 from sda_core.errors import AssimilationError
-from sda_core.files import write_text
+from sda_core.evaluation.metrics import log_prior, wasserstein1
+from sda_core.experiment import Run
+from sda_core.io.files import write_text
 from sda_core.method import ParticleFilter, Problem, Toolbox, sample_members
-from sda_core.metrics import log_prior, wasserstein1
 from sda_core.model import TrainedModel
-from sda_core.rundir import Run
 
 LENGTH = 65
 DDIM, DDPM = (f'sampler={{name="{name}", steps=64, grid="rho"}}' for name in ("ddim", "ddpm"))

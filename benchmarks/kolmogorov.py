@@ -40,10 +40,10 @@ from torch.utils.data import ConcatDataset
 from sda_core import load_experiment, simulate
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
 from sda_core.experiment import Experiment
+from sda_core.experiment.run import Run, device
 from sda_core.method import Toolbox
 from sda_core.model import TrainedModel
 from sda_core.random import seeded_generator
-from sda_core.rundir import Run, device
 from sda_core.stages import make_problem
 from sda_core.system import HasContext
 from sda_core.training import Trainer

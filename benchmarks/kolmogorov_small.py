@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sda_core import load_experiment
-from sda_core.evaluation import evaluate_ensemble
+from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.experiment import Run
 from sda_core.method import Interpolation, Toolbox
 from sda_core.model import TrainedModel
-from sda_core.rundir import Run
 from sda_core.stages import make_problem
 from sda_kolmogorov.scores import kolmogorov_scores
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sda_core import load_experiment
-from sda_core.ensemble_file import EnsembleFile
+from sda_core.io.ensemble_file import EnsembleFile
 from sda_core.method import SDA, Problem, Toolbox
 from sda_core.model import TrainedModel
 from sda_core.random import seeded_generator

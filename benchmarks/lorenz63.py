@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sda_core import load_experiment, simulate
-from sda_core.evaluation import evaluate_ensemble
+from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.experiment import Run
 from sda_core.method import ParticleFilter, Toolbox
-from sda_core.rundir import Run
 from sda_core.stages import make_problem
 from sda_core.stages.common import load_model
 

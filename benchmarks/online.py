@@ -23,9 +23,9 @@ from rich.table import Table
 from torch import Tensor
 
 from sda_core.config import structure
+from sda_core.evaluation.metrics import coverage, crps, rmse, spread
 from sda_core.guidance import Guidance
 from sda_core.method import OnlineAssimilator, forecast
-from sda_core.metrics import coverage, crps, rmse, spread
 from sda_core.model import TrainedModel
 from sda_core.observation import Select
 from sda_core.random import seeded_generator

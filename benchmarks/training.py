@@ -34,8 +34,8 @@ from sda_core import load_experiment, train
 from sda_core.config import unstructure
 from sda_core.data import TrajectoryStore, WindowDataset, generate, split_path
 from sda_core.experiment import Experiment
+from sda_core.experiment.run import Run, device
 from sda_core.plugins import default_manager, hookimpl
-from sda_core.rundir import Run, device
 from sda_core.stages.training import new_model
 from sda_core.system import System, SystemSpec
 from sda_core.training import Trainer

@@ -21,11 +21,11 @@ import typer
 from sda_core import load_experiment
 from sda_core.config import structure
 from sda_core.errors import AssimilationError, AssimilationWarning
-from sda_core.evaluation import evaluate_ensemble
+from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.experiment import Run
 from sda_core.guidance import Guidance
 from sda_core.method import SDA, Method, ParticleFilter, Problem, Toolbox
 from sda_core.model import TrainedModel
-from sda_core.rundir import Run
 from sda_core.sampler import DDPM
 from sda_core.stages import make_problem
 

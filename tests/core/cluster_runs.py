@@ -9,9 +9,8 @@ from torch import Tensor
 
 from sda_core.data import TrajectoryStore, split_path
 from sda_core.denoiser import Denoiser
-from sda_core.experiment import Experiment, load_experiment
+from sda_core.experiment import Experiment, Run, load_experiment
 from sda_core.model import TrainedModel
-from sda_core.rundir import Run
 
 
 class Losing(Denoiser):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from sda_core import labelled
-from sda_core.ensemble_file import EnsembleFile
+from sda_core.io import xarray as xarray_io
+from sda_core.io.ensemble_file import EnsembleFile
 from sda_core.method import sample_members
 from sda_core.sampler import DDPM, AdamsBashforth, DPMSolver, PredictorCorrector, Sampler
 from sda_core.system import SystemSpec
@@ -95,7 +95,7 @@ def everywhere(sampler: Sampler, directory: Path, every: int) -> int:
             first = min(steps, default=2 * sampler.steps)
             assert first >= done, f"killed at {deadline}, it went on at {first} after {done}"
             done = first
-        x = labelled.load_array(path, "assimilate")
+        x = xarray_io.load_array(path, "assimilate")
         assert torch.equal(x, whole), f"killed at {deadline}, it became another one"
         if alive:
             break

@@ -27,7 +27,7 @@ from sda_core.config import unstructure
 from sda_core.data import TrajectoryStore, WindowDataset
 from sda_core.denoiser import WindowDenoiser
 from sda_core.errors import CheckpointError, CheckpointWarning, ConfigError
-from sda_core.files import remove_leftovers, replace_file
+from sda_core.io.files import remove_leftovers, replace_file
 from sda_core.schedule import VP
 from sda_core.training import EpochMetrics, TrainConfig, Trainer
 from sda_core.training.checkpoint import (

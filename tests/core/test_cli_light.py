@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from sda_core import catalog, health
+from sda_core.cli import catalog
 from sda_core.errors import ConfigError
+from sda_core.plugins import doctor as health
 
 PLUGIN = """
 from pathlib import Path

@@ -19,8 +19,8 @@ from sda_core.cli import make_app
 from sda_core.cluster import Cluster, Local, at_address
 from sda_core.config import component, structure
 from sda_core.data import SPLITS, split_path
-from sda_core.ensemble_file import EnsembleFile
 from sda_core.errors import AssimilationWarning, ClusterError, ConfigError, SDAError
+from sda_core.io.ensemble_file import EnsembleFile
 from sda_core.kernel import Kernel
 from sda_core.method import sample_members
 from sda_core.model import ModelConfig, TrainedModel

@@ -14,11 +14,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from sda_core import diagnostics, stages
 from sda_core.config import structure
 from sda_core.data import Standardization, TrajectoryStore, WindowDataset
 from sda_core.denoiser import WindowDenoiser
-from sda_core.diagnostics import (
+from sda_core.evaluation import diagnostics, stages
+from sda_core.evaluation.diagnostics import (
     BINS,
     MAX_BLOCKS,
     batch_diagnostics,
@@ -27,11 +27,10 @@ from sda_core.diagnostics import (
     sample_diagnostics,
     training_trajectories,
 )
-from sda_core.experiment import Experiment
+from sda_core.evaluation.metrics import log_prior
+from sda_core.experiment import Experiment, Run
 from sda_core.figures import Picture
-from sda_core.metrics import log_prior
 from sda_core.plugins import PluginManager, hookimpl
-from sda_core.rundir import Run
 from sda_core.schedule import VP
 from sda_core.tracker import Histogram
 from sda_core.training import TrainConfig, Trainer
@@ -298,7 +297,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def do(plugin: Curious, **settings) -> list[dict]:
         manager = PluginManager(plugins={"curious": plugin})
-        monkeypatch.setattr("sda_core.rundir.default_manager", lambda: manager)
+        monkeypatch.setattr("sda_core.experiment.run.default_manager", lambda: manager)
         experiment = _experiment(**settings)
         if not (tmp_path / "data").is_dir():
             stages.simulate(experiment, tmp_path, progress=False)

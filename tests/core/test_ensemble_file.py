@@ -9,9 +9,9 @@ import pytest
 import torch
 import xarray as xr
 
-from sda_core import labelled
-from sda_core.ensemble_file import EnsembleFile, checksum
 from sda_core.errors import AssimilationError, ConfigError, DataError
+from sda_core.io import xarray as xarray_io
+from sda_core.io.ensemble_file import EnsembleFile, checksum
 from sda_core.system import Axis, SystemSpec, Variable
 
 SPEC = SystemSpec(
@@ -43,7 +43,7 @@ def test_it_is_what_xarray_writes(tmp_path) -> None:
     assert torch.equal(file.values, VALUES)
     file.finish(file.values)
     assert [path.name for path in tmp_path.iterdir()] == ["posterior.nc"]
-    labelled.save(labelled.trajectories(VALUES, SPEC).rename("posterior"), tmp_path / "whole.nc")
+    xarray_io.save(xarray_io.trajectories(VALUES, SPEC).rename("posterior"), tmp_path / "whole.nc")
     with (
         xr.open_dataarray(tmp_path / "posterior.nc") as array,
         xr.open_dataarray(tmp_path / "whole.nc") as whole,
@@ -57,15 +57,15 @@ def test_it_is_what_xarray_writes(tmp_path) -> None:
 def test_it_is_read_as_it_is_used_and_never_changed(tmp_path) -> None:
     file = _written(tmp_path)
     file.finish(file.values)
-    x = labelled.load_array(tmp_path / "posterior.nc", "assimilate")
+    x = xarray_io.load_array(tmp_path / "posterior.nc", "assimilate")
     x[0] = 7.0
-    assert torch.equal(labelled.load_array(tmp_path / "posterior.nc", "assimilate"), VALUES)
+    assert torch.equal(xarray_io.load_array(tmp_path / "posterior.nc", "assimilate"), VALUES)
 
 
 def test_an_ensemble_from_elsewhere(tmp_path) -> None:
     file = _file(tmp_path)
     file.finish(VALUES.double())
-    x = labelled.load_array(tmp_path / "posterior.nc", "assimilate")
+    x = xarray_io.load_array(tmp_path / "posterior.nc", "assimilate")
     assert torch.equal(x, VALUES.double())
 
 
@@ -80,14 +80,14 @@ def test_zarr(tmp_path, written) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["posterior.zarr"]
     array = xr.open_dataarray(tmp_path / "posterior.zarr", engine="zarr")
     xr.testing.assert_identical(
-        array.load(), labelled.trajectories(VALUES, SPEC).rename("posterior")
+        array.load(), xarray_io.trajectories(VALUES, SPEC).rename("posterior")
     )
-    store = labelled.result(tmp_path / "posterior.nc")
+    store = xarray_io.result(tmp_path / "posterior.nc")
     assert store.name == "posterior.zarr"
-    assert torch.equal(labelled.load_array(store, "assimilate"), VALUES)
+    assert torch.equal(xarray_io.load_array(store, "assimilate"), VALUES)
     back = _written(tmp_path)
     back.finish(back.values)
-    assert labelled.result(tmp_path / "posterior.nc").name == "posterior.nc"
+    assert xarray_io.result(tmp_path / "posterior.nc").name == "posterior.nc"
 
 
 def test_zarr_is_not_installed(tmp_path, monkeypatch) -> None:
@@ -166,7 +166,7 @@ def test_an_ensemble_that_cannot_be_put_in_its_place(tmp_path, monkeypatch) -> N
 
     file = _written(tmp_path, file_format="zarr")
     file.save(PROGRESS)
-    monkeypatch.setattr(labelled, "sync", full)
+    monkeypatch.setattr(xarray_io, "sync", full)
     with pytest.raises(
         AssimilationError, match=r"written to .*zarr \(.*No space left.*goes on from"
     ):
@@ -187,7 +187,7 @@ def test_checksum() -> None:
 
 def test_nothing_to_read(tmp_path) -> None:
     with pytest.raises(DataError, match=r"there is no .*posterior.nc: run `sda assimilate` first"):
-        labelled.load_array(tmp_path / "posterior.nc", "assimilate")
+        xarray_io.load_array(tmp_path / "posterior.nc", "assimilate")
     (tmp_path / "posterior.nc").write_text("nonsense")
     with pytest.raises(DataError, match=r"posterior.nc cannot be read .* run `sda assimilate` aga"):
-        labelled.load_array(tmp_path / "posterior.nc", "assimilate")
+        xarray_io.load_array(tmp_path / "posterior.nc", "assimilate")

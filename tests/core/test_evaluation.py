@@ -15,13 +15,13 @@ from torch import Generator, Tensor
 
 import sda_core as sda
 from sda_core import stages
-from sda_core.evaluation import evaluate_ensemble
+from sda_core.evaluation.report import score_rows
+from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.experiment import Run
 from sda_core.figures import Picture
 from sda_core.method import Problem
 from sda_core.observation import Select
 from sda_core.plugins import Component, PluginManager, hookimpl
-from sda_core.report import score_rows
-from sda_core.rundir import Run
 from sda_core.system import Axis, SDESystem, SystemSpec
 
 
@@ -139,7 +139,7 @@ def plugin() -> Plugin:
 def run(plugin: Plugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of the plate, assimilated."""
     manager = PluginManager(plugins={"plate": plugin})
-    monkeypatch.setattr("sda_core.rundir.default_manager", lambda: manager)
+    monkeypatch.setattr("sda_core.experiment.run.default_manager", lambda: manager)
     path = tmp_path / "plate.toml"
     path.write_text("""\
 system.name = "plate"

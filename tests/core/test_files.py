@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from sda_core.errors import TrainingError
-from sda_core.files import exclusive, remove_leftovers, replace_file
+from sda_core.io.files import exclusive, remove_leftovers, replace_file
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from sda_core.files import exclusive
+from sda_core.io.files import exclusive
 
 with exclusive(Path(sys.argv[1]), "training"):
     print("held", flush=True)

@@ -9,7 +9,7 @@ import ot
 import pytest
 import torch
 
-from sda_core.metrics import (
+from sda_core.evaluation.metrics import (
     coverage,
     crps,
     log_prior,

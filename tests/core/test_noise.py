@@ -10,9 +10,9 @@ import torch
 
 from sda_core.config import structure
 from sda_core.errors import AssimilationError, ConfigError
-from sda_core.evaluation import evaluate_ensemble
+from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.guidance import Likelihood
-from sda_core.labelled import observations
+from sda_core.io.xarray import observations
 from sda_core.method import ParticleFilter, Problem, Toolbox
 from sda_core.noise import Correlated, Gaussian, JointNoise, Laplace, Poisson, StudentT
 from sda_core.observation import Compose, Concatenate, Function, Observation, Select

@@ -15,12 +15,12 @@ from torch import Generator, Tensor
 
 from sda_core.config import structure, unstructure
 from sda_core.errors import ConfigError, DataError
-from sda_core.labelled import save
+from sda_core.evaluation.verification import OBSERVATION_SCORES, departures, observation_scores
+from sda_core.io.xarray import save
 from sda_core.observation import MatchedObservations, ObservationTable
 from sda_core.observation.matched import STATUSES, dataset
 from sda_core.plugins import PluginManager
 from sda_core.system import Axis, SystemSpec
-from sda_core.verification import OBSERVATION_SCORES, departures, observation_scores
 
 SPEC = SystemSpec(
     variables=("u", "v"),

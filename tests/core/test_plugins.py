@@ -297,7 +297,7 @@ def test_core_enters_by_the_same_door() -> None:
 def test_lazy_exports_agree() -> None:
     assert {*sda_core._HOMES, "__version__"} == set(sda_core.__all__)
     assert set(sda_core.__all__) <= set(dir(sda_core))
-    assert sda_core.init is sda_core.catalog.init
+    assert sda_core.init is sda_core.cli.catalog.init
     with raises(AttributeError, "module 'sda_core' has no attribute 'nothing'"):
         sda_core.nothing  # noqa: B018
     folder = Path(sda_core.__file__).parent

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sda_core import progress
-from sda_core.progress import duration_text, reporting, reporting_each
+from sda_core.io import progress
+from sda_core.io.progress import duration_text, reporting, reporting_each
 
 NOTE = (
     "epoch 12/4096  batch 3/26  loss 0.0234  lr 1.0e-03  grad 0.52  1,234 windows/s  1.20 GiB  "
@@ -89,7 +89,7 @@ def test_silence(silent, clock, capsys):
 @pytest.mark.parametrize("columns", [40, 80, 120])
 def test_a_terminal_shows_the_note_below_the_bar(columns):
     code = (
-        "from sda_core.progress import reporting\n"
+        "from sda_core.io.progress import reporting\n"
         "with reporting(True, 'training', 4) as report:\n"
         f"    report(4, {NOTE!r})\n"
     )

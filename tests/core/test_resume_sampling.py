@@ -13,16 +13,17 @@ from typing import ClassVar
 import pytest
 import torch
 
-from sda_core import labelled, load_experiment, stages
 from sda_core.config import component, differences
 from sda_core.data import TrajectoryStore, split_path
-from sda_core.ensemble_file import EnsembleFile
 from sda_core.errors import AssimilationError, AssimilationWarning, StoppedError
+from sda_core.experiment import Run
+from sda_core.io import load_experiment, stages
+from sda_core.io import xarray as xarray_io
+from sda_core.io.ensemble_file import EnsembleFile
 from sda_core.method import SDA, Toolbox, sample_members
 from sda_core.method.lost_members import Draws
 from sda_core.model import TrainedModel
 from sda_core.random import MemberNoise, seeded_generator
-from sda_core.rundir import Run
 from sda_core.sampler import (
     DDPM,
     EDM,
@@ -318,7 +319,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from sda_core import load_experiment, stages
-from sda_core.ensemble_file import EnsembleFile
+from sda_core.io.ensemble_file import EnsembleFile
 
 torch.set_num_threads(1)
 directory, stage, deadline = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -374,7 +375,7 @@ def test_a_stage_that_is_killed_goes_on(stage, tmp_path) -> None:
         else:
             getattr(stages, stage)(experiment, directory, progress=False)
         name = {"assimilate": "posterior.nc", "sample": "samples.nc"}[stage]
-        results.append(labelled.load_array(directory / name, stage))
+        results.append(xarray_io.load_array(directory / name, stage))
         assert not list(directory.glob("*.partial"))
         assert run.provenance()["stages"][stage]
     assert torch.equal(*results)

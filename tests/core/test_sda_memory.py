@@ -16,6 +16,7 @@ from sda_core.config import component
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
 from sda_core.errors import AssimilationError
 from sda_core.guidance import Likelihood
+from sda_core.io.progress import announce
 from sda_core.method import (
     SDA,
     MemoryPlan,
@@ -27,7 +28,6 @@ from sda_core.method import (
 )
 from sda_core.model import ModelConfig, TrainedModel
 from sda_core.observation import Function
-from sda_core.progress import announce
 from sda_core.random import MemberNoise
 from sda_core.sampler import DDIM, DDPM, PredictorCorrector
 from sda_core.schedule import VP

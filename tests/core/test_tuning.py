@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from sda_core.config import structure, unstructure
-from sda_core.ensemble_file import EnsembleFile
 from sda_core.errors import AssimilationError, ConfigError
 from sda_core.guidance import Guidance, settled
+from sda_core.io.ensemble_file import EnsembleFile
 from sda_core.method import SDA, Problem, Toolbox, tuned, tuning
 from sda_core.method.tuning import SHARES, Trial, deal, search
 from sda_core.random import seeded_generator

@@ -12,10 +12,10 @@ import torch
 
 from sda_core.config import structure
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
-from sda_core.ensemble_file import EnsembleFile
 from sda_core.errors import AssimilationError, AssimilationWarning, ConfigError, StoppedError
 from sda_core.guidance import Guidance
-from sda_core.labelled import load_array
+from sda_core.io.ensemble_file import EnsembleFile
+from sda_core.io.xarray import load_array
 from sda_core.method import SDA, Method, Problem, Toolbox
 from sda_core.noise import GaussianNoise, PoissonNoise, StudentTNoise
 from sda_core.observation import ObservationModel

@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 
 import sda_core as sda
-from sda_core import files
-from sda_core.rundir import Run
+from sda_core.experiment import Run
+from sda_core.io import files
 
 CHANGES = [
     "data.trajectories=40",

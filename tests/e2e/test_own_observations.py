@@ -17,8 +17,8 @@ import sda_core as sda
 from sda_core import stages
 from sda_core.cli import make_app
 from sda_core.errors import DataError
+from sda_core.experiment import Run
 from sda_core.plugins import default_manager
-from sda_core.rundir import Run
 from sda_core.system import trajectory
 
 LENGTH, DT = 17, 0.025

@@ -11,8 +11,8 @@ import xarray as xr
 
 import sda_core as sda
 from sda_core.errors import CheckpointError, ConfigError, DataError
+from sda_core.experiment import Run
 from sda_core.plugins import default_manager, hookimpl
-from sda_core.rundir import Run
 
 SMALL = [
     "data.trajectories=40",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import sda_core as sda
 from sda_core.errors import CheckpointError, ConfigError, DataError, StoppedError, TrainingError
-from sda_core.rundir import Run
+from sda_core.experiment import Run
 from sda_core.stages import parse_seeds, seeds, train_seeds
 
 SMALL = [

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 import sda_core as sda
 from sda_core.data import WindowDataset
 from sda_core.errors import CheckpointError, ConfigError, StoppedError, TrainingError
-from sda_core.files import exclusive
+from sda_core.experiment import Run
+from sda_core.io.files import exclusive
 from sda_core.model import TrainedModel
 from sda_core.plugins import PluginManager, hookimpl
-from sda_core.rundir import Run
 from sda_core.stages.common import load_model
 from sda_core.training import Trainer
 
@@ -397,7 +397,7 @@ class Broken:
 def with_broken(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     manager = PluginManager()
     manager.register(Broken(where), "broken")
-    monkeypatch.setattr("sda_core.rundir.default_manager", lambda: manager)
+    monkeypatch.setattr("sda_core.experiment.run.default_manager", lambda: manager)
 
 
 def test_diagnostics_that_fail_end_no_training(

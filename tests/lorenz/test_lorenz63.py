@@ -8,9 +8,9 @@ import attrs
 import pytest
 import torch
 
-from sda_core.evaluation import evaluate_ensemble
+from sda_core.evaluation.metrics import log_prior
+from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.method import ParticleFilter, Problem, Toolbox
-from sda_core.metrics import log_prior
 from sda_core.observation import Select
 from sda_core.random import seeded_generator
 from sda_core.system import simulate_block

@@ -9,10 +9,10 @@ import pytest
 
 import sda_core as sda
 from sda_core.config import unstructure
-from sda_core.evaluation import evaluate_ensemble
+from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.experiment import Run
 from sda_core.method import ParticleFilter, Toolbox
 from sda_core.model import TrainedModel
-from sda_core.rundir import Run
 from sda_core.stages import make_problem
 
 SCENARIOS = {

@@ -12,8 +12,8 @@ from PIL import Image
 
 from sda_core import stages
 from sda_core.errors import AssimilationError, ConfigError
+from sda_core.experiment import Run
 from sda_core.model import TrainedModel
-from sda_core.rundir import Run
 from sda_core.system import Axis, SystemSpec, Variable
 from sda_ray import appraisal
 from sda_ray.appraisal import appraise

@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sda_core.config import unstructure
-from sda_core.experiment import load_experiment
+from sda_core.experiment import Run, load_experiment
 from sda_core.figures import Picture
-from sda_core.rundir import Run
 from sda_core.stages import simulate, train
 from sda_core.tracker import Histogram, Session
 

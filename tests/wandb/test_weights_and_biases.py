@@ -21,9 +21,8 @@ from PIL import Image
 
 from sda_core.config import unstructure
 from sda_core.errors import ConfigError, DataError, StoppedError, TrackingWarning, TrainingError
-from sda_core.experiment import load_experiment
+from sda_core.experiment import Run, load_experiment
 from sda_core.figures import Picture
-from sda_core.rundir import Run
 from sda_core.stages import simulate, train
 from sda_core.tracker import Histogram, Session
 
@@ -344,7 +343,7 @@ CHILD = """
 import os, signal, socket, sys
 from pathlib import Path
 from sda_core.experiment import load_experiment
-from sda_core.rundir import Run
+from sda_core.experiment import Run
 
 def refuse(host, *rest, **more):
     print("asked for the address of", host, file=sys.stderr)

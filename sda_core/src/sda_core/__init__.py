@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sda_core.catalog import info, init, list_components, presets
+    from sda_core.cli.catalog import info, init, list_components, presets
     from sda_core.config import component, option
     from sda_core.experiment import Experiment, load_experiment
-    from sda_core.health import doctor
+    from sda_core.plugins.doctor import doctor
     from sda_core.stages import assimilate, evaluate, run, sample, simulate, train, train_seeds
 
 __all__ = [
@@ -42,14 +42,14 @@ _HOMES = {
     "Experiment": "experiment",
     "assimilate": "stages",
     "component": "config",
-    "doctor": "health",
+    "doctor": "plugins.doctor",
     "evaluate": "stages",
-    "info": "catalog",
-    "init": "catalog",
-    "list_components": "catalog",
+    "info": "cli.catalog",
+    "init": "cli.catalog",
+    "list_components": "cli.catalog",
     "load_experiment": "experiment",
     "option": "config",
-    "presets": "catalog",
+    "presets": "cli.catalog",
     "run": "stages",
     "sample": "stages",
     "simulate": "stages",

@@ -28,7 +28,7 @@ from sda_core.denoiser import (
     WindowDenoiser,
 )
 from sda_core.errors import CheckpointError, ConfigError
-from sda_core.files import replace_file, write_text
+from sda_core.io.files import replace_file, write_text
 from sda_core.kernel import Kernel, WindowShape
 from sda_core.schedule import Schedule
 from sda_core.system import Axis, SystemSpec, Variable

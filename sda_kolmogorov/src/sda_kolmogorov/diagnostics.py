@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sda_core.diagnostics import training_trajectories
+from sda_core.evaluation.diagnostics import training_trajectories
 from sda_core.figures import Maps, Picture, ensemble_panels
 from sda_core.tracker import Value
 from sda_kolmogorov.figures import PLANE, mean_spectra, spectra_figure

@@ -9,9 +9,9 @@ from typing import Any
 
 from sda_core import stages
 from sda_core.errors import SDAError
+from sda_core.experiment import Run
 from sda_core.model import TrainedModel
 from sda_core.plugins import default_manager, hookimpl
-from sda_core.rundir import Run
 from sda_ray.scores import denoise, denoising_scores
 
 

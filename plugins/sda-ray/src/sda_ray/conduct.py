@@ -13,12 +13,11 @@ import attrs
 
 from sda_core.config import differences, dump_toml, load_toml, unstructure
 from sda_core.errors import ClusterError, StoppedError, SweepError
-from sda_core.experiment import Experiment
-from sda_core.files import exclusive, replace_file
-from sda_core.interrupt import stop_request
+from sda_core.experiment import Experiment, Run
+from sda_core.io.files import exclusive, replace_file
+from sda_core.io.interrupt import stop_request
+from sda_core.io.progress import ProgressOption, announce, reporting
 from sda_core.model import model_folder
-from sda_core.progress import ProgressOption, announce, reporting
-from sda_core.rundir import Run
 from sda_core.stages import simulate
 from sda_ray.cluster import Ray
 from sda_ray.leader import end_earlier, is_outside, lead, on_head

@@ -22,7 +22,7 @@ from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.exceptions import RayError, RayTaskError
 
 from sda_core.errors import ClusterError, SDAError, StoppedError, SweepError
-from sda_core.progress import ProgressOption, announce
+from sda_core.io.progress import ProgressOption, announce
 from sda_ray.book import Book
 from sda_ray.member import last_line
 from sda_ray.study import Trial

@@ -22,7 +22,7 @@ import attrs
 
 from sda_core.config import nearest
 from sda_core.errors import ClusterError, ConfigError, SDAError
-from sda_core.files import sync, write_text
+from sda_core.io.files import sync, write_text
 
 #: Which files a copy is made of; and, where one was fetched, which files it was.
 _MANIFEST, _FETCHED = "manifest.json", ".fetched.json"

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from sda_core.data import TrajectoryStore, split_path
+from sda_core.experiment import Run
 from sda_core.model import TrainedModel
 from sda_core.random import MemberNoise
-from sda_core.rundir import Run
 
 #: Noise levels sigma / alpha at which a denoiser is scored, in units of the states' std.
 NOISE_LEVELS = (0.1, 0.3, 1.0, 3.0)

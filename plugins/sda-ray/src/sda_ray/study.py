@@ -11,7 +11,7 @@ from typing import Any, Literal
 import attrs
 
 from sda_core.errors import SweepError
-from sda_core.files import write_text
+from sda_core.io.files import write_text
 
 #: How a trial can stand. "stopped": it had not ended when the study was left.
 State = Literal["finished", "pruned", "failed", "stopped", "running"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import jinja2
 
 from sda_core.figures import Picture
-from sda_core.files import write_text
-from sda_core.progress import duration_text
+from sda_core.io.files import write_text
+from sda_core.io.progress import duration_text
 from sda_ray import figures as draw
 from sda_ray.importance import FEWEST_TRIALS, Importance, importance
 from sda_ray.parameters import parameters_of, spelled

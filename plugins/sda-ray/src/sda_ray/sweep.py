@@ -27,7 +27,7 @@ from sda_core.config import (
 )
 from sda_core.errors import ConfigError
 from sda_core.experiment import Experiment
-from sda_core.progress import ProgressOption
+from sda_core.io.progress import ProgressOption
 from sda_core.sweep import Sweep
 from sda_ray.cluster import Ray
 from sda_ray.mirror import check_url

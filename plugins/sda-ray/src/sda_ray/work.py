@@ -18,16 +18,17 @@ from typing import Any
 
 import attrs
 
-from sda_core import labelled, stages
+from sda_core import stages
 from sda_core.cluster import Lent
 from sda_core.config import component, structure
 from sda_core.errors import SDAError, SweepError, TrainingError
-from sda_core.evaluation import evaluate_ensemble
+from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.experiment import Experiment
-from sda_core.files import write_text
+from sda_core.experiment.run import Run, plain
+from sda_core.io import xarray as xarray_io
+from sda_core.io.files import write_text
 from sda_core.plugins import hookimpl
 from sda_core.random import seeded_generator
-from sda_core.rundir import Run, plain
 from sda_core.stages.assimilation import infer
 from sda_core.stages.common import POSTERIOR, REFERENCE, stream
 from sda_ray.appraisal import appraise, drawing
@@ -308,11 +309,11 @@ def _scores(
         lambda step, steps: check(),
     )
     if job.predictions:
-        array = labelled.trajectories(x, problem.system.spec).rename("posterior")
-        labelled.save(array, directory / f"posterior-{number}.nc")
+        array = xarray_io.trajectories(x, problem.system.spec).rename("posterior")
+        xarray_io.save(array, directory / f"posterior-{number}.nc")
     reference = None
     if job.reference(number).is_file():
-        reference = labelled.load_array(job.reference(number), "sweep")
+        reference = xarray_io.load_array(job.reference(number), "sweep")
     scores = evaluate_ensemble(problem, x, reference)
     for more in run.manager.hook.sda_scores(problem=problem, ensemble=x):
         scores |= more
@@ -326,7 +327,9 @@ def _scores(
     if number == 0:
         ensembles = {"posterior": x} | ({} if reference is None else {"reference": reference})
         with drawing():
-            from sda_core.report import write_report  # matplotlib takes a while to import
+            from sda_core.evaluation.report import (
+                write_report,  # matplotlib takes a while to import
+            )
 
             official = Run(experiment, directory)
             write_report(official, problem, ensembles, {"posterior": scores})
@@ -342,8 +345,8 @@ def make_reference(job: Job, number: int) -> bytes:
     seed = seeded_generator(experiment.seed, REFERENCE, 0).initial_seed()
     problem, members = stages.make_problem(run), experiment.assimilate.members
     x = infer(run, method, problem, members, seed, lambda step, steps: None)
-    array = labelled.trajectories(x, problem.system.spec).rename("reference")
+    array = xarray_io.trajectories(x, problem.system.spec).rename("reference")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "reference.nc"
-        labelled.save(array, path)
+        xarray_io.save(array, path)
         return path.read_bytes()

@@ -20,8 +20,8 @@ import numpy as np
 from sda_core.config import component, option, unstructure
 from sda_core.errors import DataError, StoppedError, TrackingWarning
 from sda_core.figures import Picture
-from sda_core.files import write_text
-from sda_core.progress import announce
+from sda_core.io.files import write_text
+from sda_core.io.progress import announce
 from sda_core.tracker import Histogram, Session, Tracker, Value
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 import typer
 
-from sda_core import health
 from sda_core.cli.output import JsonOption, print_json
+from sda_core.plugins import doctor as health
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
-from sda_core import catalog
+from sda_core.cli import catalog
 from sda_core.cli.output import JsonOption, print_json
 from sda_core.plugins import KINDS
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sda_core.catalog import list_components
+from sda_core.cli.catalog import list_components
 from sda_core.cli.output import JsonOption, print_columns, print_json, warn_of_broken
 from sda_core.plugins import KINDS, default_manager
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sda_core import catalog
+from sda_core.cli import catalog
 from sda_core.cli.output import JsonOption, print_columns, print_json, warn_of_broken
 from sda_core.plugins import default_manager
 

@@ -71,7 +71,7 @@ def cluster_at(address: str | None, workers: int | None, experiment: Experiment)
 
 def _newest(resume: bool, directory: Path | None, quiet: bool) -> str:
     """The run directory to go on with where no experiment is given."""
-    from sda_core.progress import announce
+    from sda_core.io.progress import announce
     from sda_core.stages import newest_run
 
     if not resume:
@@ -255,7 +255,7 @@ def assimilate(
     """Infer a trajectory from a table of observations, or from those of a held-out one."""
     loaded, folder = prepare(experiment, directory, overrides)
     from sda_core import stages
-    from sda_core.labelled import result
+    from sda_core.io.xarray import result
 
     cluster = cluster_at(address, workers, loaded)
     x = stages.assimilate(loaded, folder, progress=not quiet, workers=workers, cluster=cluster)
@@ -284,7 +284,7 @@ def _print_scores(scores: Mapping[str, Mapping[str, float]], folder: Path, as_js
     from rich.console import Console
     from rich.table import Table
 
-    from sda_core.report import score_rows
+    from sda_core.evaluation.report import score_rows
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("score")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sda_core.errors import ConfigError
-from sda_core.files import write_text
+from sda_core.io.files import write_text
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:

@@ -35,8 +35,8 @@ from sda_core.errors import (
     SimulationError,
     SimulationWarning,
 )
-from sda_core.files import sync
-from sda_core.progress import ProgressOption, announce, is_shown, reporting
+from sda_core.io.files import sync
+from sda_core.io.progress import ProgressOption, announce, is_shown, reporting
 from sda_core.system import System, SystemSpec, simulate_block
 
 
@@ -106,7 +106,7 @@ def generate(
         system_config: The system's full configuration, of JSON values.
         versions: Versions to record besides those of sda-core, torch, numpy, h5py and Python, by
             name of the distribution.
-        progress: What to show, see :data:`~sda_core.progress.ProgressOption`.
+        progress: What to show, see :data:`~sda_core.io.progress.ProgressOption`.
         cluster: Where blocks are simulated, ``config.workers`` at once; None for this process, or,
             with more than one worker, processes of this machine. Only this process needs to see
             the directory.

@@ -20,7 +20,7 @@ import numpy as np
 
 from sda_core.data.base import Recipe
 from sda_core.errors import DataError
-from sda_core.files import sync
+from sda_core.io.files import sync
 
 if sys.platform != "win32":
     import fcntl

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sda_core.data.base import Recipe, size_text
 from sda_core.errors import SimulationError
-from sda_core.progress import duration_text
+from sda_core.io.progress import duration_text
 from sda_core.random import seeded_generator
 from sda_core.system import System, SystemSpec, trajectory
 

@@ -13,7 +13,7 @@ import numpy as np
 from sda_core.data.base import Recipe, StoreInfo
 from sda_core.data.checksums import attributes_crc32, seal, trajectory_crc32
 from sda_core.data.standardization import Moments
-from sda_core.files import sync
+from sda_core.io.files import sync
 from sda_core.system import SystemSpec
 
 CHUNK_BYTES = 2**20

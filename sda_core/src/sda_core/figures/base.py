@@ -14,7 +14,7 @@ from matplotlib.animation import AbstractMovieWriter, Animation
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sda_core.files import replace_file
+from sda_core.io.files import replace_file
 from sda_core.method import Problem
 
 #: Colours that keep apart in print and for colour-blind readers (Okabe & Ito, 2008).

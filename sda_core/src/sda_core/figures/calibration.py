@@ -14,7 +14,7 @@ def rank_histogram_figure(counts: Tensor) -> Figure:
     """How often the truth has each rank among the members: flat if they are calibrated.
 
     Args:
-        counts: Of ranks 0 to M, (M + 1,), as of :func:`sda_core.metrics.rank_histogram`.
+        counts: Of ranks 0 to M, (M + 1,), as of :func:`sda_core.evaluation.metrics.rank_histogram`.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 3.0))
@@ -35,7 +35,8 @@ def spread_skill_figure(spread: Tensor, error: Tensor, units: str = "") -> Figur
     """Error of the mean against spread, over bins of spread: the diagonal if calibrated.
 
     Args:
-        spread: Root mean variance in each bin, as of :func:`sda_core.metrics.spread_skill_curve`.
+        spread: Root mean variance in each bin, as of
+            :func:`sda_core.evaluation.metrics.spread_skill_curve`.
         error: RMSE of the mean in each bin.
         units: Unit of both.
     """

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sda_core.config import structure, unstructure
 from sda_core.errors import AssimilationError, AssimilationWarning, CheckpointError, DataError
-from sda_core.files import replace_file
+from sda_core.io.files import replace_file
 from sda_core.method.base import PriorModel
 from sda_core.method.conditional import Conditional, Evidence
 from sda_core.method.forecasting import extend, piece_length

@@ -16,7 +16,7 @@ Progress = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 class Ensemble:
     r"""An ensemble in memory, of which nothing is left when its sampling stops.
 
-    :class:`sda_core.ensemble_file.EnsembleFile` is one on disk.
+    :class:`sda_core.io.ensemble_file.EnsembleFile` is one on disk.
 
     Args:
         shape: (M, L, C, \*S).

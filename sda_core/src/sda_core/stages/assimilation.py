@@ -8,16 +8,15 @@ from pathlib import Path
 import attrs
 from torch import Tensor
 
-from sda_core import labelled
 from sda_core.cluster import Cluster, Local
 from sda_core.data import TrajectoryStore, split_path
 from sda_core.errors import ConfigError
-from sda_core.experiment import AssimilateConfig, Experiment
+from sda_core.experiment import AssimilateConfig, Experiment, Run
+from sda_core.io import xarray as xarray_io
+from sda_core.io.progress import ProgressOption, announce
 from sda_core.method import Method, Problem, Toolbox
 from sda_core.model import TrainedModel
-from sda_core.progress import ProgressOption, announce
 from sda_core.random import seeded_generator
-from sda_core.rundir import Run
 from sda_core.stages.common import (
     OBSERVATION,
     POSTERIOR,
@@ -118,7 +117,7 @@ def assimilate(
             results["members"] = len(x)
             results |= run.result_numbers("assimilate", problem=problem, posterior=x)
             # Not before, so that they are never those of another posterior than the one there.
-            labelled.save(labelled.observations(problem), run.directory / "observations.nc")
+            xarray_io.save(xarray_io.observations(problem), run.directory / "observations.nc")
             ensemble.finish(x)
     return x
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from sda_core.data import split_path
 from sda_core.errors import ConfigError
+from sda_core.experiment.run import Run, device
+from sda_core.io.progress import reporting
 from sda_core.model import TrainedModel
-from sda_core.progress import reporting
 from sda_core.random import seeded_generator
-from sda_core.rundir import Run, device
 
 OnStep = Callable[[int, int], None]
 

@@ -7,19 +7,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sda_core import labelled
 from sda_core.errors import DataError
-from sda_core.evaluation import evaluate_ensemble
-from sda_core.experiment import Experiment
-from sda_core.files import write_text
+from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.evaluation.verification import departures, observation_scores
+from sda_core.experiment import Experiment, Run
+from sda_core.io import xarray as xarray_io
+from sda_core.io.files import write_text
+from sda_core.io.progress import ProgressOption
 from sda_core.method import Method
 from sda_core.observation.matched import dataset
-from sda_core.progress import ProgressOption
 from sda_core.random import seeded_generator
-from sda_core.rundir import Run
 from sda_core.stages.assimilation import infer, make_problem
 from sda_core.stages.common import BASELINE, REFERENCE, sampling_steps, stream
-from sda_core.verification import departures, observation_scores
 
 
 def evaluate(
@@ -37,13 +36,13 @@ def evaluate(
         are written beside it. Observations from a table are written to ``observations.csv`` and
         ``observations.nc``, with what the posterior says of each.
     """
-    from sda_core.report import write_report  # matplotlib takes a while to import
+    from sda_core.evaluation.report import write_report  # matplotlib takes a while to import
 
     run = Run(experiment, directory, progress=progress)
     config = experiment.evaluate
     problem = make_problem(run)
-    posterior = labelled.result(run.directory / "posterior.nc")
-    ensembles = {"posterior": labelled.load_array(posterior, "assimilate")}
+    posterior = xarray_io.result(run.directory / "posterior.nc")
+    ensembles = {"posterior": xarray_io.load_array(posterior, "assimilate")}
     if problem.matched is not None and not run.is_done("assimilate"):
         # What is withheld now may have been used then.
         raise DataError(
@@ -78,8 +77,8 @@ def evaluate(
             )
         for name, x in ensembles.items():
             if name != "posterior":
-                array = labelled.trajectories(x, problem.system.spec).rename(name)
-                labelled.save(array, run.directory / f"{name}.nc")
+                array = xarray_io.trajectories(x, problem.system.spec).rename(name)
+                xarray_io.save(array, run.directory / f"{name}.nc")
         scores = {name: scores_of(x) for name, x in ensembles.items() if name != "reference"}
         if again is not None:
             scores["reference"] = scores_of(again)
@@ -92,7 +91,7 @@ def evaluate(
         )
         if problem.matched is not None:
             table = departures(problem.matched, ensembles["posterior"])
-            labelled.save(dataset(table), run.directory / "observations.nc")
+            xarray_io.save(dataset(table), run.directory / "observations.nc")
             table.to_csv(run.directory / "observations.csv", index=False)
         write_text(run.directory / "metrics.json", json.dumps(scores, indent=2) + "\n")
     write_report(run, problem, ensembles, scores)

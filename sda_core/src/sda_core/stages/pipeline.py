@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from sda_core.experiment import Experiment
-from sda_core.progress import ProgressOption
-from sda_core.rundir import Run
+from sda_core.experiment import Experiment, Run
+from sda_core.io.progress import ProgressOption
 from sda_core.stages.assimilation import assimilate
 from sda_core.stages.evaluation import evaluate
 from sda_core.stages.sampling import sample

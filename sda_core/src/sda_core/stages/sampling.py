@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sda_core.experiment import Experiment
+from sda_core.evaluation.metrics import log_prior
+from sda_core.experiment import Experiment, Run
+from sda_core.io.progress import ProgressOption, announce
 from sda_core.method import sample_members
-from sda_core.metrics import log_prior
-from sda_core.progress import ProgressOption, announce
-from sda_core.rundir import Run
 from sda_core.stages.common import SAMPLE, load_model, sampling_steps, stream
 from sda_core.stages.streaming import ensemble_file
 from sda_core.system import HasLogProb

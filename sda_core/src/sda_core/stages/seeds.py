@@ -11,9 +11,8 @@ from typing import Any
 import attrs
 
 from sda_core.errors import CheckpointError, ConfigError, SDAError, StoppedError, TrainingError
-from sda_core.experiment import Experiment
-from sda_core.progress import ProgressOption, announce
-from sda_core.rundir import Run
+from sda_core.experiment import Experiment, Run
+from sda_core.io.progress import ProgressOption, announce
 from sda_core.stages.side_by_side import train_side_by_side
 from sda_core.stages.simulation import simulate
 from sda_core.stages.training import train

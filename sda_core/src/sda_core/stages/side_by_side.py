@@ -20,9 +20,9 @@ import torch
 
 from sda_core.config import dump_toml, unstructure
 from sda_core.errors import StoppedError
-from sda_core.interrupt import stop_request
-from sda_core.progress import ProgressOption, reporting_each
-from sda_core.rundir import Run
+from sda_core.experiment import Run
+from sda_core.io.interrupt import stop_request
+from sda_core.io.progress import ProgressOption, reporting_each
 
 #: Seconds between two looks at the processes.
 _GLANCE = 0.2

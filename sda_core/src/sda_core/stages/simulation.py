@@ -12,9 +12,8 @@ from sda_core.config import unstructure
 from sda_core.data import DataConfig, generate
 from sda_core.data.generate import preview as preview_data
 from sda_core.data.preview import Preview
-from sda_core.experiment import Experiment
-from sda_core.progress import ProgressOption
-from sda_core.rundir import Run
+from sda_core.experiment import Experiment, Run
+from sda_core.io.progress import ProgressOption
 
 
 def simulate(

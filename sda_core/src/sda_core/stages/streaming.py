@@ -8,10 +8,10 @@ from functools import partial
 
 from torch import Tensor
 
-from sda_core.ensemble_file import EnsembleFile, checksum
+from sda_core.experiment.run import RESULTS, Run
+from sda_core.io.ensemble_file import EnsembleFile, checksum
+from sda_core.io.progress import announce
 from sda_core.model import TrainedModel
-from sda_core.progress import announce
-from sda_core.rundir import RESULTS, Run
 from sda_core.system import SystemSpec
 
 

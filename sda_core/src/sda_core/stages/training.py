@@ -17,11 +17,11 @@ from sda_core.config import differences, structure, unstructure
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
 from sda_core.errors import CheckpointError, ClusterError, ConfigError
 from sda_core.experiment import Experiment
-from sda_core.files import exclusive
+from sda_core.experiment.run import RESULTS, Run, device
+from sda_core.io.files import exclusive
+from sda_core.io.progress import ProgressOption, announce
 from sda_core.model import TrainedModel
 from sda_core.plugins import hookimpl
-from sda_core.progress import ProgressOption, announce
-from sda_core.rundir import RESULTS, Run, device
 from sda_core.stages.common import WEIGHTS, check_simulated, load_model, stream
 from sda_core.stages.training_loop import Follower, Training
 from sda_core.stages.watching import Asker, Here, Watcher, watch_together

@@ -22,10 +22,10 @@ from sda_core.errors import (
     StoppedError,
     TrainingError,
 )
-from sda_core.files import write_text
+from sda_core.experiment.run import Run, plain
+from sda_core.io.files import write_text
 from sda_core.method import sample_members
 from sda_core.model import TrainedModel
-from sda_core.rundir import Run, plain
 from sda_core.stages.common import SAMPLE, stream
 from sda_core.stages.watching import Watcher
 from sda_core.training import (

@@ -20,9 +20,9 @@ from sda_core.data.base import size_text
 from sda_core.data.windows import available_memory
 from sda_core.denoiser import WindowDenoiser
 from sda_core.experiment import Experiment
+from sda_core.experiment.run import Run, device
+from sda_core.io.progress import duration_text
 from sda_core.method.peak_memory import peak_bytes
-from sda_core.progress import duration_text
-from sda_core.rundir import Run, device
 from sda_core.stages.training import new_model
 from sda_core.system import SystemSpec
 from sda_core.training import Trainer, arithmetic_rules

@@ -11,8 +11,8 @@ from typing import Any
 import attrs
 
 from sda_core.cluster import Cluster, Link
-from sda_core.interrupt import stop_request
-from sda_core.progress import ProgressOption, announce, reporting
+from sda_core.io.interrupt import stop_request
+from sda_core.io.progress import ProgressOption, announce, reporting
 
 #: A function of the steps done and a note, and one that says whether to stop.
 Watching = tuple[Callable[..., None], Callable[[], bool]]

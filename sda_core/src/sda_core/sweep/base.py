@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from sda_core.progress import ProgressOption
+from sda_core.io.progress import ProgressOption
 
 if TYPE_CHECKING:
     from sda_core.experiment import Experiment

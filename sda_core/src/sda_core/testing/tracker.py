@@ -15,10 +15,9 @@ from matplotlib.animation import FuncAnimation
 from matplotlib.figure import Figure
 
 from sda_core.errors import StoppedError, TrainingError
-from sda_core.experiment import Experiment
+from sda_core.experiment import Experiment, Run
 from sda_core.figures import Picture
 from sda_core.plugins import Component, PluginManager, hookimpl
-from sda_core.rundir import Run
 from sda_core.testing.chain import GaussianChain
 from sda_core.testing.promises import keep, require
 from sda_core.tracker import Histogram, Session, Tracker, Value

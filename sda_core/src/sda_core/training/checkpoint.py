@@ -25,7 +25,7 @@ from torch import Tensor
 from sda_core.config import differences, unstructure
 from sda_core.config.compare import flatten
 from sda_core.errors import CheckpointError, ConfigError
-from sda_core.files import replace_file
+from sda_core.io.files import replace_file
 from sda_core.plugins.names import cause_text, did_you_mean
 from sda_core.training.config import TrainConfig
 from sda_core.training.events import EpochMetrics

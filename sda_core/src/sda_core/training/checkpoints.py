@@ -13,7 +13,7 @@ import attrs
 from torch import Tensor
 
 from sda_core.errors import CheckpointError, CheckpointWarning
-from sda_core.files import remove_leftovers
+from sda_core.io.files import remove_leftovers
 from sda_core.training.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,

@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sda_core import labelled
 from sda_core.config import differences
 from sda_core.errors import AssimilationError, CheckpointError, ConfigError, StoppedError
-from sda_core.files import exclusive, remove_leftovers, sync
-from sda_core.interrupt import stop_request
+from sda_core.io import xarray as xarray_io
+from sda_core.io.files import exclusive, remove_leftovers, sync
+from sda_core.io.interrupt import stop_request
 from sda_core.method.ensemble import Ensemble, Progress
 from sda_core.system import SystemSpec
 from sda_core.training import load_checkpoint, save_checkpoint
@@ -86,7 +86,7 @@ class EnsembleFile(Ensemble):
     def values(self) -> Tensor:
         r"""The members, (M, L, C, \*S), read from the disk as they are used."""
         if self._values is None:
-            self._values = labelled.load_array(self._file, "assimilate")
+            self._values = xarray_io.load_array(self._file, "assimilate")
         return self._values
 
     @property
@@ -113,11 +113,11 @@ class EnsembleFile(Ensemble):
         """Go on with what is there, if it is this ensemble, and make a new one if not."""
         there = self._find()
         if there is None:
-            labelled.remove(self.folder)
-            labelled.allocate(self._file, self.path.stem, self.spec, self.shape)
+            xarray_io.remove(self.folder)
+            xarray_io.allocate(self._file, self.path.stem, self.spec, self.shape)
         else:
             remove_leftovers(self.folder)
-        self._offset = labelled.offset(self._file, self.path.stem)
+        self._offset = xarray_io.offset(self._file, self.path.stem)
         return there
 
     def _find(self) -> Progress | None:
@@ -195,22 +195,22 @@ class EnsembleFile(Ensemble):
         """
         store = self.path.with_suffix(".zarr")
         with self._writing(store if self.format == "zarr" else self.path):
-            array = labelled.trajectories(x, self.spec).rename(self.path.stem)
+            array = xarray_io.trajectories(x, self.spec).rename(self.path.stem)
             if self.format == "zarr":
                 made = self.folder / store.name
-                labelled.save_zarr(array, made)
-                labelled.remove(store)
+                xarray_io.save_zarr(array, made)
+                xarray_io.remove(store)
                 made.rename(store)
-                labelled.remove(self.path)
+                xarray_io.remove(self.path)
             else:
                 if x is self._values:
                     self._file.rename(self.path)
                 else:
-                    labelled.save(array, self.path)
-                labelled.remove(store)
+                    xarray_io.save(array, self.path)
+                xarray_io.remove(store)
             with suppress(OSError):  # not all file systems can do this for a directory
                 sync(self.path.parent)
-            labelled.remove(self.folder)
+            xarray_io.remove(self.folder)
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:

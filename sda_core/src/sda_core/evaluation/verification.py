@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sda_core.metrics import coverage, crps
+from sda_core.evaluation.metrics import coverage, crps
 from sda_core.observation import MatchedObservations
 from sda_core.random import seeded_generator
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from sda_core.data import TrajectoryStore, split_path
-from sda_core.metrics import log_prior
+from sda_core.evaluation.metrics import log_prior
 from sda_core.model import TrainedModel
 from sda_core.system import HasLogProb
 from sda_core.tracker import Histogram, Value

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from sda_core import figures
 from sda_core.config import dump_toml, unstructure
-from sda_core.evaluation import SCORES
+from sda_core.evaluation.metrics import rank_histogram, spread_skill_curve
+from sda_core.evaluation.scores import SCORES
+from sda_core.evaluation.verification import OBSERVATION_SCORES
+from sda_core.experiment import Run
 from sda_core.figures import Picture
-from sda_core.files import write_text
+from sda_core.io.files import write_text
 from sda_core.method import Problem
-from sda_core.metrics import rank_histogram, spread_skill_curve
-from sda_core.rundir import Run
-from sda_core.verification import OBSERVATION_SCORES
 
 Scores = Mapping[str, Mapping[str, float]]
 

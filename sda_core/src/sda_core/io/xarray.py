@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sda_core.data.writer import chunk_shape
 from sda_core.errors import DataError
-from sda_core.files import replace_file, sync
+from sda_core.io.files import replace_file, sync
 from sda_core.method import Problem
 from sda_core.system import SystemSpec
 

@@ -19,10 +19,10 @@ import torch
 
 from sda_core.config import dump_toml, unstructure
 from sda_core.errors import DataError
-from sda_core.experiment import Experiment
-from sda_core.files import write_text
+from sda_core.experiment.configuration import Experiment
+from sda_core.io.files import write_text
+from sda_core.io.progress import ProgressOption
 from sda_core.plugins import PluginManager, default_manager
-from sda_core.progress import ProgressOption
 from sda_core.tracker import Histogram, Sessions, Value
 from sda_core.training import CheckpointFolder
 

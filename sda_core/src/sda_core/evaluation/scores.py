@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sda_core.evaluation.metrics import coverage, crps, log_prior, rmse, spread, wasserstein1
 from sda_core.method import Problem
-from sda_core.metrics import coverage, crps, log_prior, rmse, spread, wasserstein1
 from sda_core.system import HasLogProb
 
 #: What each score is, in words.

@@ -86,7 +86,7 @@ def sda_diagnostics(run: Any, stage: str, context: Mapping[str, Any]) -> Mapping
     """Give what every training reports."""
     if stage not in ("batch", "training-samples"):
         return {}
-    from sda_core import diagnostics  # with torch, which listing components needs not
+    from sda_core.evaluation import diagnostics  # with torch, which listing components needs not
 
     if stage == "batch":
         return diagnostics.batch_diagnostics(context["trainer"])

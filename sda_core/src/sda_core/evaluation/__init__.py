@@ -1,0 +1,1 @@
+"""How good an ensemble or a model is: metrics, scores, verification, diagnostics, the report."""

@@ -1,0 +1,1 @@
+"""Reading and writing: files, labelled arrays, ensembles on disk, progress, interruption."""
