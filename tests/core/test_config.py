@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sda_core.config import (
+    Check,
     apply_overrides,
     at_least,
     between,
@@ -503,3 +504,27 @@ def test_none_takes_a_key_or_table_out():
     changed = apply_overrides(data, ["sample=none", "evaluate.reference=none", "absent=none"])
     assert changed == {"evaluate": {"b": 1}}
     assert apply_overrides({}, ['word="none"']) == {"word": "none"}
+
+
+@component
+class _Numbers:
+    plain: float = 1.0
+    many: tuple[float, ...] = ()
+    table: dict[str, tuple[float, float]] = option(default={})
+    bounded: float = option(default=1.0, check=positive)
+    open: float = option(default=1.0, check=Check("greater than 0", lambda v: v > 0, finite=False))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    wrong = {"plain": value, "many": (1.0, value), "table": {"a": (0.0, value)}, "bounded": value}
+    for key, entry in wrong.items():
+        with pytest.raises(ConfigError, match=f"{key}: got"):
+            _Numbers(**{key: entry})
+        with pytest.raises(ConfigError, match=f"numbers.{key}: got"):
+            structure(_Numbers, {key: entry}, path="numbers")
+    if value > 0:
+        assert structure(_Numbers, {"open": value}).open == value
+    else:
+        with pytest.raises(ConfigError, match="open: got"):
+            _Numbers(open=value)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sda_core.errors import CheckpointError, ConfigError
+from sda_core.errors import CheckpointError, ConfigError, TrainingError
 from sda_core.model import ModelConfig, TrainedModel, spec_from_json, spec_to_json
 from sda_core.schedule import VE, VP
 from sda_core.system import Axis, SystemSpec, Variable
@@ -80,6 +80,7 @@ def test_errors(tmp_path) -> None:
     _model().save(tmp_path)
     description, weights = tmp_path / "model.json", tmp_path / "model.safetensors"
     good = json.loads(description.read_text())
+    good = {k: v for k, v in good.items() if k != "checksum"} | {"schema": 2}
     description.write_text("{")
     with pytest.raises(CheckpointError, match=r"model.json cannot be read .*: train again"):
         TrainedModel.load(tmp_path)
@@ -91,11 +92,65 @@ def test_errors(tmp_path) -> None:
         TrainedModel.load(tmp_path)
     description.write_text(json.dumps(good))
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors"):
         TrainedModel.load(tmp_path)
     weights.unlink()
-    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors"):
         TrainedModel.load(tmp_path)
+
+
+def test_a_model_without_checksum_is_read(tmp_path) -> None:
+    """Schema 2, of which models are around, had none."""
+    model = _model()
+    model.save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    del description["checksum"]
+    (tmp_path / "model.json").write_text(json.dumps(description | {"schema": 2}))
+    loaded = TrainedModel.load(tmp_path)
+    x, t = torch.randn(1, 5, 2, 3), torch.tensor(0.4)
+    assert torch.equal(loaded.denoiser(x, t), model.denoiser(x, t))
+
+
+@pytest.mark.parametrize("at", [0, 9, 0.3, 0.6, 0.9, 0.9999])
+@pytest.mark.parametrize("bit", [1, 128])
+def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path, at, bit) -> None:
+    _model().save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[at if isinstance(at, int) else int(at * len(data))] ^= bit
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match=r"is damaged: .*checksum"):
+        TrainedModel.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [('"window": 5', '"window": 7'), ("280.0", "281.0"), ('"K"', '"C"')]
+)
+def test_a_changed_description_is_noticed(tmp_path, before, after) -> None:
+    _model().save(tmp_path)
+    path = tmp_path / "model.json"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(CheckpointError, match=r"is damaged: .*checksum"):
+        TrainedModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"model"', "3"])
+def test_a_description_that_is_no_table(tmp_path, text) -> None:
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(CheckpointError, match="has schema None"):
+        TrainedModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_not_saved(tmp_path, value) -> None:
+    model = _model()
+    with torch.no_grad():
+        next(model.denoiser.parameters())[..., 0] = value
+    with pytest.raises(TrainingError, match=r"not saved, since 1 of its \d+ tensors"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_weights_come_from_the_seed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from sda_core.config import structure
 from sda_core.errors import ConfigError
-from sda_core.schedule import VE, VP, RectifiedFlow, Schedule, SubSubVP, SubVP
+from sda_core.schedule import VE, VP, LogNormal, RectifiedFlow, Schedule, SubSubVP, SubVP
 
 T = torch.linspace(0, 1, 101, dtype=torch.float64)
 ETA = 1e-3
@@ -68,9 +69,24 @@ def test_float32_is_accurate_where_sigma_is_small() -> None:
 def test_errors() -> None:
     with pytest.raises(ConfigError, match=r"sigma_min = 5.0 must be smaller than sigma_max = 1.0"):
         VE(sigma_min=5.0, sigma_max=1.0)
-    with pytest.raises(ConfigError, match=r"sigma_min: got -1.0, allowed: greater than 0"):
+    with pytest.raises(ConfigError, match=r"sigma_min: got -1.0, allowed: from 1e-06"):
         structure(Schedule, {"name": "ve", "sigma_min": -1.0})
     with pytest.raises(ConfigError, match=r"eta: got 0.5, allowed: from 1e-06 to 0.1"):
         structure(Schedule, {"name": "vp", "eta": 0.5})
     with pytest.raises(ConfigError, match=r"alpha_shape: got 'cosine' .*did you mean 'cos'"):
         structure(Schedule, {"name": "vp", "alpha_shape": "cosine"})
+
+
+@pytest.mark.parametrize("key", ["sigma_min", "sigma_max"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 1e-308, 0.0])
+def test_scales_that_float32_cannot_hold_are_refused(key: str, value: float) -> None:
+    for schedule in (VE, LogNormal):
+        with pytest.raises(ConfigError, match=re.escape(f"{key}: got {value}")):
+            schedule(**{key: value})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
+    for key in ("mean", "std"):
+        with pytest.raises(ConfigError, match=re.escape(f"{key}: got {value}")):
+            LogNormal(**{key: value})

@@ -1,12 +1,13 @@
 r"""A trained model: the denoiser of windows with all that is needed to use it.
 
 A model on disk is a directory with ``model.safetensors`` (weights) and ``model.json`` (kernel,
-schedule, composition, system spec, standardization, provenance). Loading it executes no code but
-that of the installed components named in it.
+schedule, composition, system spec, standardization, provenance, and the SHA-256 of all that and of
+the weights' file). Loading it executes no code but that of the installed components named in it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -27,13 +28,13 @@ from sda_core.denoiser import (
     ParameterizationName,
     WindowDenoiser,
 )
-from sda_core.errors import CheckpointError, ConfigError
+from sda_core.errors import CheckpointError, ConfigError, TrainingError
 from sda_core.io.files import replace_file, write_text
 from sda_core.kernel import Kernel, WindowShape
 from sda_core.schedule import Schedule
 from sda_core.system import Axis, SystemSpec, Variable
 
-MODEL_SCHEMA = 2
+MODEL_SCHEMA = 3
 
 
 @component
@@ -161,9 +162,19 @@ class TrainedModel:
         return MarkovBlanketDenoiser(self.denoiser, c.window, c.stride, c.fold, c.chunk_size)
 
     def save(self, directory: Path) -> None:
-        """Write the model; the description comes last, so that half a model is none."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write the model; the description comes last, so that half a model is none.
+
+        Raises:
+            TrainingError: It has values that are not finite.
+        """
         state = {k: v.contiguous() for k, v in self.denoiser.state_dict().items()}
+        if bad := [name for name, v in state.items() if not bool(v.isfinite().all())]:
+            raise TrainingError(
+                f"the model is not saved, since {len(bad)} of its {len(state)} tensors have values "
+                f"that are not finite, such as {bad[0]}: lower train.learning_rate, set "
+                "train.clip_norm, or look for the cause with --detect-anomaly"
+            )
+        directory.mkdir(parents=True, exist_ok=True)
         with replace_file(directory / "model.safetensors") as temporary:
             save_file(state, temporary)
         description = {
@@ -174,6 +185,7 @@ class TrainedModel:
             "spec": spec_to_json(self.spec),
             "provenance": self.provenance,
         }
+        description["checksum"] = _checksum(description, directory)
         write_text(directory / "model.json", json.dumps(description, indent=2) + "\n")
 
     @classmethod
@@ -199,10 +211,18 @@ class TrainedModel:
             description = json.loads(path.read_text())
         except ValueError as error:
             raise CheckpointError(f"{path} cannot be read ({error}): train again") from error
-        if description.get("schema") != MODEL_SCHEMA:
+        schema = description.get("schema") if isinstance(description, dict) else None
+        if schema not in (2, MODEL_SCHEMA):
             raise CheckpointError(
-                f"{path} has schema {description.get('schema')}, and this version of sda-core "
-                f"reads {MODEL_SCHEMA}: use the version that wrote it, or train again"
+                f"{path} has schema {schema}, and this version of sda-core reads 2 and "
+                f"{MODEL_SCHEMA}: use the version that wrote it, or train again"
+            )
+        checksum = description.pop("checksum", None)
+        if schema > 2 and checksum != _checksum(description, directory):  # 2 had none
+            raise CheckpointError(
+                f"the model in {directory} is damaged: model.json and model.safetensors are not as "
+                "they were written (their checksum differs). Write it again from the training's "
+                "checkpoint with `sda train`, or copy it anew from where it came from"
             )
         saved: ModelConfig = structure(ModelConfig, description["model"], path="model")
         config = config or saved
@@ -259,6 +279,21 @@ def model_folder(source: str | Path) -> Path:
             f"the model {source!r} is in the package {package!r}, which cannot be imported "
             f"({error}): install it, or give the folder of a model"
         ) from error
+
+
+def _checksum(description: Mapping[str, Any], directory: Path) -> str:
+    """SHA-256 of the weights' file in a directory, and of a description without its checksum.
+
+    Raises:
+        CheckpointError: There are no weights.
+    """
+    try:
+        with (directory / "model.safetensors").open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        raise CheckpointError(f"the model in {directory} has no weights ({error})") from error
+    digest.update(json.dumps(description, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _context(kernel: Kernel, names: tuple[str, ...], fields: Mapping[str, Tensor]) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, dataclass_transform, get_args, overload
 
@@ -35,6 +36,7 @@ class Check:
         allowed: What is allowed, in words.
         accepts: Whether a value is allowed.
         choices: The values that are allowed, where they can be told.
+        finite: Whether NaN and infinities are refused whatever ``accepts`` says.
 
     Raises:
         CheckError: When called as a validator with a value that is not allowed.
@@ -43,25 +45,46 @@ class Check:
     allowed: str
     accepts: Callable[[Any], bool]
     choices: tuple[object, ...] = ()
+    finite: bool = True
 
     def __call__(self, instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
         """Validate a field."""
         if value is None and _allows_none(attribute.type):
             return
-        if isinstance(value, Mapping):
-            entries = list(value.values())
-        else:
-            entries = list(value) if isinstance(value, tuple | list) else [value]
-        if not all(self._accepts_safely(entry) for entry in entries):
+        if not all(self._accepts_safely(entry) for entry in _entries(value)):
             names = [choice for choice in self.choices if isinstance(choice, str)]
             hint = did_you_mean(str(value), names)
             raise CheckError(attribute.name, f"got {value!r}, {hint}allowed: {self.allowed}")
 
     def _accepts_safely(self, value: object) -> bool:
         try:
-            return self.accepts(value)
+            return (not self.finite or _is_finite(value)) and self.accepts(value)
         except TypeError:  # not comparable with a number
             return False
+
+
+def _entries(value: object) -> list[Any]:
+    """The values of a table or sequence, or the one value that it is."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value, or all that it consists of, is finite as far as it is a number."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, tuple | list | Mapping):
+        return all(map(_is_finite, _entries(value)))
+    return True
+
+
+_FINITE = Check("finite numbers", _is_finite)
+
+
+def _with_checks(cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
+    """Let fields that have no check refuse numbers that are not finite."""
+    return [f if f.validator else f.evolve(validator=_FINITE) for f in fields]
 
 
 def _allows_none(annotation: object) -> bool:
@@ -137,10 +160,12 @@ def option(
 def component(cls: type[T]) -> type[T]:
     """Make a class a frozen attrs class whose fields, given by keyword, are its configuration.
 
+    Numbers must be finite; a field that takes infinities says so by ``Check(..., finite=False)``.
+
     Raises:
         PluginError: A component has a field called ``name``, the key that components are picked by.
     """
-    made: Any = attrs.frozen(kw_only=True, eq=False)(cls)
+    made: Any = attrs.frozen(kw_only=True, eq=False, field_transformer=_with_checks)(cls)
     if hasattr(made, "sda_kind") and any(a.name == "name" for a in attrs.fields(made)):
         raise PluginError(
             f"{cls.__qualname__} has a field 'name', but in its table `name` picks the component: "

@@ -52,13 +52,13 @@ class ObservationTable:
     )
     gross_error: float = option(
         default=5.0,
-        check=positive,
+        check=Check("greater than 0", lambda v: v > 0, finite=False),
         help="k: what is more than k sqrt(std^2 + error^2) away from the mean is rejected, with "
         "the mean and std that states are standardized by; inf to reject nothing",
     )
     limits: dict[str, tuple[float, float]] = option(
         default={},
-        check=Check("[lowest, highest]", lambda ends: ends[0] <= ends[1]),
+        check=Check("[lowest, highest]", lambda ends: ends[0] <= ends[1], finite=False),
         help="lowest and highest value by variable; what lies outside is rejected",
     )
     withhold: float = option(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sda_core.config import component, option, positive
 from sda_core.errors import ConfigError
-from sda_core.schedule.ve import VE
+from sda_core.schedule.ve import SCALES, VE
 
 FARTHEST = 5.0
 
@@ -32,7 +32,7 @@ class LogNormal(VE):
     at this level.
     """
 
-    sigma_max: float = option(default=80.0, check=positive, help="noise scale at t = 1")
+    sigma_max: float = option(default=80.0, check=SCALES, help="noise scale at t = 1")
     mean: float = option(default=-1.2, help="mean of log sigma in training")
     std: float = option(default=1.2, check=positive, help="its standard deviation")
 

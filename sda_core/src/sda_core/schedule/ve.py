@@ -12,9 +12,12 @@ import math
 import torch
 from torch import Tensor
 
-from sda_core.config import component, option, positive
+from sda_core.config import between, component, option
 from sda_core.errors import ConfigError
 from sda_core.schedule.base import Schedule
+
+#: Noise scales whose squares float32 holds, beside data of unit variance.
+SCALES = between(1e-6, 1e6)
 
 
 @component
@@ -24,8 +27,8 @@ class VE(Schedule):
     A uniform t is a log-uniform noise level. sigma is relative to data of unit variance.
     """
 
-    sigma_min: float = option(default=0.002, check=positive, help="noise scale at t = 0")
-    sigma_max: float = option(default=50.0, check=positive, help="noise scale at t = 1")
+    sigma_min: float = option(default=0.002, check=SCALES, help="noise scale at t = 0")
+    sigma_max: float = option(default=50.0, check=SCALES, help="noise scale at t = 1")
 
     def __attrs_post_init__(self) -> None:
         if self.sigma_min >= self.sigma_max:

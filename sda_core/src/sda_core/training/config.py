@@ -101,7 +101,7 @@ class TrainConfig:
         default=None, check=between(0, 1), help="decay of the moving average of the weights"
     )
     variable_weights: tuple[float, ...] | None = option(
-        default=None, check=non_negative, help="weight of each variable in the loss"
+        default=None, check=between(0, 1e6), help="weight of each variable in the loss"
     )
     guards: GuardConfig = option(
         default=GuardConfig(), help="what is done when a training goes wrong"
@@ -139,6 +139,11 @@ class TrainConfig:
             raise ConfigError(
                 f"accumulate = {self.accumulate} does not divide batch_size = {self.batch_size}: "
                 "choose a divisor of the batch size"
+            )
+        if self.variable_weights is not None and not any(self.variable_weights):
+            raise ConfigError(
+                f"variable_weights = {list(self.variable_weights)}: all are 0, so that there is no "
+                "loss. Give at least one a weight, or leave them out for equal ones"
             )
 
     def learning_rate_at(self, step: int, steps: int) -> float:
