@@ -10,16 +10,18 @@ Pages under ``reference/`` are written whole. In other pages, what stands betwee
 
 is replaced, with one of these kinds:
 
-    file PATH         a file of this repository, as a code block; PATH is relative to docs/
-    components KIND   table of the components of a kind
-    presets           table of the presets
-    hooks             table of the plugin hooks
+    file PATH      a file of this repository, as a code block; PATH is relative to docs/
+    code PATH NAME a class or function of such a file
+    hooks          table of the plugin hooks
+    presets        table of the presets
+    results NAME   table of measured figures, from docs/results/NAME.toml
 
 Only what this repository's own distributions bring is shown, whatever else is installed.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import json
@@ -31,6 +33,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import attrs
 import typer
 
 from sda_core import info
@@ -43,6 +46,7 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 NOTE = "<!-- Written by docs/generate.py: change the code, not this page. -->"
 LANGUAGES = {".py": "python", ".toml": "toml"}
+_USUAL = ("1 or greater", "0 or greater", "greater than 0")  # not worth a note for each number
 _BLOCK = re.compile(
     r"^<!-- generated: (?P<kind>\w+)(?: (?P<argument>[^\n]*?))? -->\n.*?^<!-- /generated -->$",
     re.MULTILINE | re.DOTALL,
@@ -92,40 +96,35 @@ def _summary(docstring: str | None) -> str:
     return _markdown(" ".join(first.split()))
 
 
-def _default(field: FieldInfo) -> str:
+def _key(field: FieldInfo) -> str:
+    """A field as it stands in a file where its default can be written, else with its type."""
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
     if field.required:
-        return "required"
-    if field.default is None:
-        return "not set"
-    if isinstance(field.default, bool | str):
-        return f"`{json.dumps(field.default)}`"
-    value = list(field.default) if isinstance(field.default, tuple) else field.default
-    return f"`{value}`" if isinstance(value, int | float | list) else ""
+        return f"`{field.name}` (required)"
+    if isinstance(default, bool | int | float | str | list):
+        return f"`{field.name} = {json.dumps(default)}`"
+    return f"`{field.name}`"
+
+
+def _meaning(field: FieldInfo) -> str:
+    """What a field means; its type only where neither default nor help says it."""
+    choices = field.type.removesuffix(" | none")
+    shown = isinstance(field.default, bool | int | float | str)
+    allowed = "" if field.allowed in _USUAL else field.allowed
+    notes = [allowed or (choices if "'" in choices or not shown else "")]
+    units = f" [{field.units}]" if field.units else ""
+    return _markdown(field.help) + units + "".join(f" ({n})" for n in notes if n)
 
 
 def fields_table(fields: Iterable[FieldInfo]) -> str:
     """Table of the fields of a configuration class."""
-    rows = []
-    for field in fields:
-        units = f" [{field.units}]" if field.units else ""
-        allowed = f" ({field.allowed})" if field.allowed else ""
-        help_ = _markdown(field.help) + units + allowed
-        rows.append([f"`{field.name}`", field.type, _default(field), help_])
-    return table(["field", "type", "default", "meaning"], rows) if rows else "No fields.\n"
+    rows = [[_key(f), _meaning(f)] for f in fields]
+    return table(["field", "meaning"], rows) if rows else ""
 
 
 def _anchor(heading: str) -> str:
     """The anchor that forges give a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-def components_table(manager: PluginManager, kind: str, prefix: str) -> str:
-    """Table of the components of a kind, with links to the reference."""
-    rows = [
-        [f"[`{c.name}`]({prefix}#{_anchor(f'{kind} {c.name}')})", c.summary, c.distribution]
-        for c in manager.components(kind)
-    ]
-    return table(["name", "what it is", "distribution"], rows)
 
 
 def presets_table(manager: PluginManager) -> str:
@@ -151,53 +150,64 @@ def hooks_table() -> str:
 
 
 def components_page(manager: PluginManager) -> str:
-    """Every component with its documentation and fields."""
-    parts = [f"# Components\n\n{NOTE}\n\nThe same is shown by `sda info KIND NAME`.\n"]
+    """Every component with its summary and fields, those that several share once."""
+    parts = [
+        f"# Components\n\n{NOTE}\n\nFields stand with their defaults. "
+        "`sda info KIND NAME` shows types, ranges, equations, good values and references as well.\n"
+    ]
     for kind in KINDS:
-        parts.append(f"\n## {kind}\n\n{components_table(manager, kind, '')}")
+        parts.append(f"\n## {kind}\n")
+        first: dict[FieldInfo, str] = {}
         for component in manager.components(kind):
-            found = info(kind, component.name, manager=manager)
+            fields = info(kind, component.name, manager=manager).fields
             parts.append(
-                f"\n### {kind} {component.name}\n\n{found.summary} (`{found.distribution}`, "
-                f"`{found.target}`).\n\n{_markdown(found.documentation)}\n\n"
-                + fields_table(found.fields)
+                f"\n### {kind} {component.name}\n\n"
+                f"{component.summary} ({component.distribution}).\n"
             )
-            declared = ", ".join(f"`{k} = {v}`" for k, v in found.declarations.items())
-            parts.append(f"\nDeclares {declared}.\n" if declared else "")
+            own = [f for f in fields if _hashable(f) not in first]
+            parts.append("\n" + fields_table(own) if own else "")
+            shared: dict[str, list[str]] = {}
+            for field in fields:
+                name = first.setdefault(_hashable(field), component.name)
+                if name != component.name:
+                    shared.setdefault(name, []).append(f"`{field.name}`")
+            for name, names in shared.items():
+                where = f"[{name}](#{_anchor(f'{kind} {name}')})"
+                parts.append(f"\n{', '.join(names)}: as for {where}.\n")
     return "".join(parts)
+
+
+def _hashable(field: FieldInfo) -> FieldInfo:
+    """A field whose default can be hashed, so that equal ones are found."""
+    return attrs.evolve(field, default=repr(field.default))
 
 
 def experiment_page() -> str:
     """The tables of an experiment file."""
     parts = [
         f"# Experiment files\n\n{NOTE}\n\n"
-        "An experiment file is TOML. These are its top-level keys and tables; a table with a "
-        "`name` picks a component of that kind, whose fields are on the page "
-        "[Components](components.md).\n\n"
+        "An experiment file is TOML. These are its keys and tables, with their defaults. A table "
+        "with a `name` picks a component, whose fields are under [Components](components.md).\n\n"
     ]
     rows, sections = [], []
     for field in describe(Experiment):
-        kind = _component_kind(field.name)
+        kind, what = _component_kind(field.name), _key(field)
         if kind:
-            what = f"[component: {kind}](components.md#{kind})"
+            what = f"[`[{field.name}]`](components.md#{kind})"
         elif hasattr(field.default, "__attrs_attrs__") or field.name == "sample":
-            what = f"[table](#{field.name})"
+            what = f"[`[{field.name}]`](#{field.name})"
             cls = _table_class(field.name)
             documentation = inspect.getdoc(cls) or ""
             prose = re.split(r"^(?:Attributes|Args|Raises):", documentation, flags=re.MULTILINE)[0]
             sections.append(
                 f"\n## {field.name}\n\n{_markdown(prose.strip())}\n\n{fields_table(describe(cls))}"
             )
-        else:
-            what = field.type
-        rows.append([f"`{field.name}`", what, _default(field), field.help])
-    parts.append(table(["key", "what", "default", "meaning"], rows))
+        rows.append([what, _markdown(field.help)])
+    parts.append(table(["key", "meaning"], rows))
     return "".join(parts + sections)
 
 
 def _field_classes(name: str) -> list[Any]:
-    import attrs
-
     field = attrs.fields_dict(attrs.resolve_types(Experiment))[name]
     return [field.type, *getattr(field.type, "__args__", ())]
 
@@ -211,21 +221,23 @@ def _table_class(name: str) -> Any:
 
 
 def cli_page(manager: PluginManager) -> str:
-    """Every command with its arguments and options."""
+    """Every command with its arguments and options, those that many share once."""
     group: Any = typer.main.get_command(make_app(manager))
-    parts = [f"# The `sda` command\n\n{NOTE}\n\nThe same is shown by `sda COMMAND --help`.\n"]
-    parts.append("\n" + table(["option", "meaning"], map(_option_row, _options(group))))
-    for path, command in _commands(group, "sda"):
-        arguments = [p for p in command.params if p.param_type_name == "argument"]
-        words = [p.name.upper() if p.required else f"[{p.name.upper()}]" for p in arguments]
-        usage = " ".join([path, *words])
-        parts.append(f"\n## {path}\n\n{_markdown(inspect.cleandoc(command.help or ''))}\n\n")
-        parts.append(
-            f"```\n{usage} [OPTIONS]\n```\n\n" if _options(command) else f"```\n{usage}\n```\n\n"
-        )
-        rows = [[f"`{p.name.upper()}`", p.help or ""] for p in arguments]
-        rows += map(_option_row, _options(command))
-        parts.append(table(["argument or option", "meaning"], rows) if rows else "")
+    commands = dict(_commands(group, "sda"))
+    rows = {path: [_parameter_row(p) for p in _parameters(c)] for path, c in commands.items()}
+    every = [tuple(row) for command in rows.values() for row in command]
+    common = [list(row) for row in dict.fromkeys(every) if every.count(row) > 2]
+    parts = [
+        f"# The `sda` command\n\n{NOTE}\n\nThe same is shown by `sda COMMAND --help`. "
+        "These arguments and options mean the same wherever a command has them:\n\n"
+    ]
+    parts.append(table(["", "meaning"], [*common, *map(_parameter_row, _options(group))]))
+    for path, command in commands.items():
+        own = [row for row in rows[path] if row not in common]
+        usage = " ".join([path, *map(_usage, _parameters(command))])
+        parts.append(f"\n## {path}\n\n`{usage}`\n\n")
+        parts.append(_markdown(inspect.cleandoc(command.help or "")) + "\n")
+        parts.append("\n" + table(["", "meaning"], own) if own else "")
     return "".join(parts)
 
 
@@ -241,12 +253,25 @@ def _options(command: Any) -> list[Any]:
     return [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
 
 
-def _option_row(option: Any) -> list[str]:
-    value = "" if option.is_flag else " " + (option.metavar or option.name).upper()
-    help_ = option.help or ""
-    if option.envvar:
-        help_ += f" Environment variable: `{option.envvar}`."
-    return [", ".join(f"`{o}{value}`" for o in sorted(option.opts, key=len)), help_]
+def _parameters(command: Any) -> list[Any]:
+    return [p for p in command.params if p.param_type_name == "argument"] + _options(command)
+
+
+def _usage(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return str(parameter.name.upper() if parameter.required else f"[{parameter.name.upper()}]")
+    return f"[{max(parameter.opts, key=len)}]"
+
+
+def _parameter_row(parameter: Any) -> list[str]:
+    help_ = parameter.help or ""
+    if parameter.param_type_name == "argument":
+        return [f"`{parameter.name.upper()}`", help_]
+    value = "" if parameter.is_flag else " " + (parameter.metavar or parameter.name).upper()
+    if parameter.envvar:
+        help_ += f" Environment variable: `{parameter.envvar}`."
+    names = sorted(parameter.opts, key=len)
+    return [", ".join(f"`{o}`" for o in [*names[:-1], names[-1] + value]), help_]
 
 
 def file_block(path: str) -> str:
@@ -255,12 +280,36 @@ def file_block(path: str) -> str:
     return f"```{LANGUAGES.get(file.suffix, '')}\n{file.read_text().rstrip()}\n```\n"
 
 
+def code_block(argument: str) -> str:
+    """A class or function of a file as a code block."""
+    path, name = argument.split()
+    source = (DOCS / path).read_text()
+    found = next(n for n in ast.parse(source).body if getattr(n, "name", "") == name)
+    assert isinstance(found, ast.ClassDef | ast.FunctionDef)
+    start = min([found.lineno, *(d.lineno for d in found.decorator_list)])
+    lines = source.splitlines()[start - 1 : found.end_lineno]
+    return "```python\n" + "\n".join(lines) + "\n```\n"
+
+
+def results_block(name: str) -> str:
+    """Measured figures as a table, with what is needed to measure them again."""
+    found = tomllib.loads((DOCS / "results" / f"{name}.toml").read_text())
+    wrong = [row for row in found["rows"] if len(row) != len(found["columns"])]
+    if wrong:
+        raise ValueError(f"{name}.toml: rows of another length than the columns: {wrong}")
+    runs = "; ".join(found["commands"])
+    return (
+        f"{table(found['columns'], found['rows'])}\n{found['note'].strip()}\n\n"
+        f"Recorded {found['recorded']} on {found['machine']} by `{runs}`.\n"
+    )
+
+
 def fill(page: Path, manager: PluginManager) -> str:
     """The text of a page with its generated blocks renewed."""
-    reference = "../" * (len(page.relative_to(DOCS).parts) - 1) + "reference/components.md"
     kinds: dict[str, Callable[[str], str]] = {
         "file": file_block,
-        "components": lambda kind: components_table(manager, kind, reference),
+        "code": code_block,
+        "results": results_block,
         "presets": lambda _: presets_table(manager),
         "hooks": lambda _: hooks_table(),
     }
