@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := sda_core sda_lorenz sda_kolmogorov plugins/sda-mlp plugins/sda-transformer \
 	plugins/sda-unet plugins/sda-dps plugins/sda-wandb plugins/sda-tensorboard plugins/sda-ray
-TOOLS := build editables hatchling hypothesis import-linter jaxtyping beartype mypy pytest pytest-xdist ruff scipy zarr
+TOOLS := build cftime editables hatchling hypothesis import-linter jaxtyping beartype mypy pytest pytest-xdist ruff scipy zarr
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow lint format docs bench clean

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import attrs
+import cftime
 import numpy as np
 import pandas as pd
 import pytest
@@ -523,3 +524,153 @@ def test_scores_of_a_calibrated_ensemble(error: float) -> None:
     sigma = math.hypot(3, error)
     assert scores["withheld_crps"] == pytest.approx(sigma / math.sqrt(math.pi), rel=0.05)
     assert abs(scores["withheld_bias"]) < 5 * sigma / math.sqrt(n)
+
+
+FREE = {"error": 1.0, "gross_error": math.inf}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "time;variable;value\n0;u;1,5\n2;u;-2,25\n",
+        "time\tvariable\tvalue\n0\tu\t1.5\n2\tu\t-2.25\n",
+        "time | variable | value\n0 | u | 1.5\n2 | u | -2.25\n",
+        "# a station\n#units: K\ntime,variable,value\n0,u,1.5\n# later\n2,u,-2.25\n",
+        "\ufefftime,variable,value\n0,u,1.5\n\n2,u,-2.25\n",
+        'time,variable,value,note\n0,u,1.5,"a, b"\n2,u,-2.25,\n',
+        "time,variable,value\r\n0,u,1.5\r\n2,u,-2.25\r\n",
+    ],
+    ids=["semicolon", "tab", "bar", "comments", "byte order mark", "quotes", "line ends"],
+)
+def test_csv_as_agencies_write_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "o.csv").write_bytes(text.encode())
+    matched = ObservationTable(file=tmp_path / "o.csv", **FREE).match(PLAIN, 5)
+    assert matched.frame["value"].tolist() == [1.5, -2.25]
+    assert matched.frame["time"].tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("time,variable,value\nUTC,,K\n0,u,1\n", r"'value' has no number \(a row of units\?"),
+        ("time,variable,value,value\n0,u,1,2\n", r"several columns \['value'\]"),
+        ("time;variable;value\n0;u;1.000,5\n1;u;2,5\n", r"no number in row 1 \('1.000,5'\)"),
+        ("time;variable;value\n0;u;1,000,5\n1;u;2,5\n", r"no number in row 1 \('1,000,5'\)"),
+        ("time,variable,value\n01.02.2020,u,1\n", r"no date such as .* in row 1 \('01.02.2020'\)"),
+        ("", "it has no header"),
+        ("# only\n# comments\n", "it has no header"),
+    ],
+)
+def test_csv_that_cannot_be_understood(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "o.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        ObservationTable(file=tmp_path / "o.csv", **FREE).match(PLAIN, 5)
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zip"])
+def test_archives(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"o.csv.{ending}"
+    plain((0, "u", 1.5)).to_csv(path, index=False)
+    table = ObservationTable(file=path, **FREE)
+    assert table.match(PLAIN, 5).frame["value"].tolist() == [1.5]
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"junk", b"PK\x03\x04", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"o\.csv\.{ending} cannot be read"):
+            table.match(PLAIN, 5)
+
+
+def test_labels_stay_as_they_are_written(tmp_path: Path) -> None:
+    spec, path = SystemSpec(variables=("500", "0850"), time_step=1.0), tmp_path / "o.csv"
+    path.write_text("time,variable,value,instrument\n0,500,1,01001\n1,0850,2,\n2,500,NA,1e5\n")
+    matched = ObservationTable(file=path, **FREE).match(spec, 5)
+    assert matched.frame["variable"].tolist() == ["500", "0850", "500"]
+    assert matched.frame["instrument"].tolist() == ["01001", "", "1e5"]
+    assert matched.frame["status"].tolist() == ["used", "used", "missing value"]
+    matched.frame.to_csv(tmp_path / "kept.csv", index=False)
+    matched.to_dataset().to_netcdf(tmp_path / "kept.nc")
+    for kept in ("kept.csv", "kept.nc"):
+        again = ObservationTable(file=tmp_path / kept, **FREE).match(spec, 5)
+        assert again.frame["instrument"].tolist() == ["01001", "", "1e5"]
+
+
+@pytest.mark.parametrize("given", [[500, 850], [500.0, 850.0], ["500", "850"]])
+def test_variables_whose_names_are_numbers(given: list[object]) -> None:
+    spec = SystemSpec(variables=("500", "850"), time_step=1.0)
+    table = pd.DataFrame({"time": [0, 1], "variable": given, "value": [1.0, 2.0]})
+    matched = ObservationTable(file=table, **FREE).match(spec, 5)
+    assert matched.frame["variable"].tolist() == ["500", "850"]
+
+
+def test_only_what_belongs_to_the_values_is_read_of_netcdf(tmp_path: Path) -> None:
+    n, path = 400, tmp_path / "o.nc"
+    rows = {
+        "time": ("o", np.linspace(0, 2, n)),
+        "variable": ("o", np.array(["u"] * n, object)),
+        "value": ("o", np.arange(n) * 1.0),
+        "R": (("o", "other"), np.eye(n)),
+        "far": ("p", np.zeros(7)),
+    }
+    xr.Dataset(rows).to_netcdf(path)
+    table = ObservationTable(file=path, **FREE)
+    assert table.match(PLAIN, 5).counts == {"used": n}
+    xr.Dataset({**rows, "error": ("p", np.ones(7))}).to_netcdf(path)
+    with pytest.raises(DataError, match=r"'error' has the dimensions \{'p': 7\}"):
+        table.match(PLAIN, 5)
+
+
+def test_groups_of_netcdf(tmp_path: Path) -> None:
+    """The layout of IODA files: a group for values, one for errors, one for times and places."""
+    path, units = tmp_path / "ioda.nc", {"units": "seconds since 2020-01-01"}
+    groups = {
+        "ObsValue": {"u": ("Location", [1.0, 2.0])},
+        "ObsError": {"u": ("Location", [0.5, 0.25])},
+        "MetaData": {"dateTime": ("Location", np.array([0, 3600]), units)},
+    }
+    for i, (group, data) in enumerate(groups.items()):
+        xr.Dataset(data).to_netcdf(path, group=group, mode="a" if i else "w")
+    options = {"origin": "2020-01-01", "time_unit": "hours", "gross_error": math.inf}
+    with pytest.raises(DataError, match=r"no column 'value'.*'ObsValue/u'.*'MetaData/dateTime'"):
+        ObservationTable(file=path, **options).match(PLAIN, 5)
+    columns = {"value": "ObsValue/u", "error": "ObsError/u", "time": "MetaData/dateTime"}
+    matched = ObservationTable(file=path, **options, columns=columns).match(PLAIN, 5)
+    assert matched.frame["variable"].tolist() == ["u", "u"]
+    assert matched.frame["error"].tolist() == [0.5, 0.25]
+    assert matched.frame["time_index"].tolist() == [0.0, 2.0]  # the time step is 0.5
+
+
+@pytest.mark.parametrize(
+    ("calendar", "start", "days"),
+    [
+        ("noleap", "2020-02-27", 365),
+        ("all_leap", "2021-02-27", 366),
+        ("360_day", "2020-02-29", 360),
+        ("julian", "1900-02-27", 366),
+        ("standard", "2020-02-27", 366),
+    ],
+)
+def test_calendars(tmp_path: Path, calendar: str, start: str, days: int) -> None:
+    """Day n is n days after the origin in the calendar of the file, and a year has its days."""
+    path, since = tmp_path / "o.nc", np.array([0.0, 1.0, 2.0, 3.5, days])
+    data = {
+        "time": ("o", since, {"units": f"days since {start}", "calendar": calendar}),
+        "variable": ("o", np.array(["u"] * 5, object)),
+        "value": ("o", np.zeros(5)),
+    }
+    xr.Dataset(data).to_netcdf(path)
+    spec = SystemSpec(variables=("u",), time_step=0.5)
+    table = ObservationTable(file=path, origin=start, time_unit="days", **FREE)
+    matched = table.match(spec, 2 * days + 1)
+    assert (matched.frame["time_index"] * 0.5).tolist() == since.tolist()
+    assert str(matched.frame["time"].iloc[-1])[:10] == f"{int(start[:4]) + 1}{start[4:]}"
+    matched.to_dataset().to_netcdf(tmp_path / "again.nc")
+    again = ObservationTable(file=tmp_path / "again.nc", origin=start, time_unit="days", **FREE)
+    assert (again.match(spec, 2 * days + 1).frame["time_index"] * 0.5).tolist() == since.tolist()
+
+
+def test_an_origin_that_its_calendar_does_not_have() -> None:
+    table = plain((cftime.Datetime360Day(2020, 2, 30), "u", 1.0))
+    options = {"error": 1.0, "time_unit": "days", "gross_error": math.inf}
+    assert match(table, origin="2020-02-30", **options).counts == {"used": 1}
+    with pytest.raises(ConfigError, match=r"origin = '2020-02-31' is no date of .*'360_day'"):
+        match(table, origin="2020-02-31", **options)

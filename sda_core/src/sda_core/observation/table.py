@@ -14,7 +14,8 @@ from sda_core.config import Check, component, non_negative, option, positive
 from sda_core.errors import ConfigError, DataError
 from sda_core.observation.matched import MatchedObservations
 from sda_core.observation.multilinear import fractional_index
-from sda_core.observation.table_file import read_table, read_times
+from sda_core.observation.table_file import read_table
+from sda_core.observation.table_times import read_times
 from sda_core.plugins.names import did_you_mean
 from sda_core.random import seeded_generator
 from sda_core.system.base import Axis, SystemSpec

@@ -1,23 +1,29 @@
-"""Reading a table of observations: its columns, numbers, flags and times."""
+"""Reading a table of observations: its columns, numbers and flags."""
 
 from __future__ import annotations
 
-import re
+import lzma
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from pandas.io.common import get_handle
 
 from sda_core.errors import ConfigError, DataError
+from sda_core.observation.table_times import refuse
 from sda_core.plugins.names import did_you_mean
 
 #: Columns that a table has besides one for each grid axis, and those that it may have.
 REQUIRED, OPTIONAL = ("time", "variable", "value"), ("error", "instrument", "withheld")
 _FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-_DATE = "2024-01-31T18:00"
+#: What stands for a missing number or flag in text.
+_MISSING = ("", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none", "nat")
+_SEPARATORS = (",", ";", "\t", "|")
 
 
 def read_table(
@@ -27,151 +33,199 @@ def read_table(
 
     Args:
         file: A CSV or NetCDF file, or a data frame.
-        columns: Names of columns in the file by those here, where they differ.
+        columns: Names of columns in the file by those here, where they differ; in a NetCDF file
+            with groups as ``"group/name"``.
         places: Names of the grid axes.
 
     Returns:
-        The columns that are known here, in order; numbers and flags as such, times as they are.
+        The columns that are known here, in order; numbers and flags as such, labels as text as it
+        is written, times as they are.
 
     Raises:
         DataError: It cannot be read, is empty, lacks a column or holds what is no number or flag.
         ConfigError: ``columns`` has a name that is not known here, or the file is of another kind.
     """
-    frame, known = _load(file), [*REQUIRED, *places, *OPTIONAL]
-    for ours, theirs in columns.items():
+    known = [*REQUIRED, *places, *OPTIONAL]
+    for ours in columns:
         if ours not in known:
             raise ConfigError(
                 f"observations.columns has {ours!r}, {did_you_mean(ours, known)}allowed: "
                 f"{', '.join(known)}"
             )
-        if theirs not in frame:
-            raise DataError(
-                f"the observations have no column {theirs!r}, which observations.columns gives for "
-                f"{ours!r}: {did_you_mean(theirs, frame.columns)}there are {list(frame)}"
-            )
-    frame = frame.rename(columns={theirs: ours for ours, theirs in columns.items()})
+    frame = _load(file, {name: columns.get(name, name) for name in known}, set(columns))
     for name in [*REQUIRED, *places]:
         if name not in frame:
-            raise DataError(
-                f"the observations have no column {name!r}: {did_you_mean(name, frame.columns)}"
-                f"there are {list(frame)}. If it is called otherwise, say so, as in "
-                f'columns = {{ {name} = "..." }}'
-            )
-    repeated = [name for name in known if list(frame.columns).count(name) > 1]
-    if repeated:
-        raise DataError(f"the observations have several columns {repeated}: keep one of each")
+            raise _no_column(name, frame.attrs["names"])
     if not len(frame):
         raise DataError("the table of observations has no rows")
-    frame = frame[[name for name in known if name in frame]].reset_index(drop=True)
     for name in [n for n in ("value", *places, "error") if n in frame]:
-        numbers = pd.to_numeric(frame[name], errors="coerce").astype(np.float64)
-        _refuse(frame[name], numbers.isna(), "no number")
-        frame[name] = numbers
+        frame[name] = _numbers(frame[name])
     for name in [n for n in ("variable", "instrument") if n in frame]:
-        if not pd.api.types.is_numeric_dtype(frame[name]):
+        if name == "variable" or not pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].map(_text, na_action="ignore")
     if "withheld" in frame:
-        text = frame["withheld"].astype(object).where(frame["withheld"].notna(), False)
-        flags = text.astype(str).str.strip().str.lower().map(_FLAGS)
-        _refuse(frame["withheld"], flags.isna(), "neither true nor false")
+        text = _without_missing(frame["withheld"]).astype(object)
+        flags = text.where(text.notna(), False).astype(str).str.strip().str.lower().map(_FLAGS)
+        refuse(frame["withheld"], flags.isna(), "neither true nor false")
         frame["withheld"] = flags.astype(bool)
     return frame
 
 
-def _load(file: Path | pd.DataFrame) -> pd.DataFrame:
+def _no_column(name: str, names: Sequence[str]) -> DataError:
+    return DataError(
+        f"the observations have no column {name!r}: {did_you_mean(name, names)}there are "
+        f'{list(names)}. If it is called otherwise, say so, as in columns = {{ {name} = "..." }}'
+    )
+
+
+def _load(file: Path | pd.DataFrame, wanted: Mapping[str, str], asked: set[str]) -> pd.DataFrame:
+    """The wanted columns that there are, by our names; ``attrs["names"]`` are those of the file.
+
+    Args:
+        file: Where they are.
+        wanted: Names in the file by ours.
+        asked: Those of ours whose names in the file the user gave, so that they must be there.
+    """
     if isinstance(file, pd.DataFrame):
         indexed = any(name is not None for name in file.index.names)
-        return file.reset_index() if indexed else file.copy()
+        return _pick(file.reset_index() if indexed else file, wanted, asked)
     path = Path(file)
     if not path.is_file():
         raise DataError(f"observations.file: there is no file {path}")
     try:
         if ".csv" in path.suffixes:
-            return pd.read_csv(path, skipinitialspace=True)
+            return _pick(_read_csv(path), wanted, asked)
         if path.suffix in (".nc", ".nc4"):
-            # Numbers stay numbers, in the system's unit of time, whatever theirs is called.
-            with xr.open_dataset(path, decode_timedelta=False) as data:
-                return data.to_dataframe().reset_index()
-    except (OSError, ValueError) as error:
+            return _read_netcdf(path, wanted, asked)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    raise ConfigError(f"observations.file = {path}, allowed: a file .csv, .csv.gz, .nc or .nc4")
+    raise ConfigError(
+        f"observations.file = {path}, allowed: a file .csv, .csv.gz, .csv.bz2, .csv.xz, .csv.zip, "
+        ".nc or .nc4"
+    )
+
+
+def _pick(frame: pd.DataFrame, wanted: Mapping[str, str], asked: set[str]) -> pd.DataFrame:
+    names = [str(name) for name in frame.columns]
+    there = _names_there(names, wanted, asked)
+    frame = frame.set_axis(names, axis=1)
+    picked = pd.DataFrame({ours: frame[theirs] for ours, theirs in there.items()})
+    picked = picked.reset_index(drop=True)
+    picked.attrs["names"] = names
+    return picked
+
+
+def _names_there(
+    names: Sequence[str], wanted: Mapping[str, str], asked: set[str]
+) -> dict[str, str]:
+    """Those of the wanted names that a file has, by ours."""
+    for ours, theirs in wanted.items():
+        if ours in asked and theirs not in names:
+            raise DataError(
+                f"the observations have no column {theirs!r}, which observations.columns gives for "
+                f"{ours!r}: {did_you_mean(theirs, names)}there are {list(names)}"
+            )
+        if names.count(theirs) > 1 or (theirs != ours and ours in names):
+            raise DataError(
+                f"the observations have several columns {[ours]}, by their names and by "
+                "observations.columns: keep one of each"
+            )
+    return {ours: theirs for ours, theirs in wanted.items() if theirs in names}
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """All cells as text; comment lines are left out, and the header shows the separator."""
+    with get_handle(path, "r", compression="infer", encoding="utf-8-sig") as opened:
+        lines = [line for line in opened.handle if line.strip() and not line.startswith("#")]
+    if not lines:
+        raise ValueError("it has no header and no rows")
+    separator = max(_SEPARATORS, key=lines[0].count)
+    table = pd.read_csv(
+        StringIO("".join(lines)),
+        sep=separator,
+        header=None,  # with a header, pandas renames columns that it has twice
+        dtype=str,
+        keep_default_na=False,
+        skipinitialspace=True,
+        index_col=False,
+    )
+    names = [str(name).strip() for name in table.iloc[0]]
+    return table.iloc[1:].set_axis(names, axis=1).reset_index(drop=True)
+
+
+def _read_netcdf(path: Path, wanted: Mapping[str, str], asked: set[str]) -> pd.DataFrame:
+    """The wanted variables, broadcast to the dimensions of the values, one row for each value."""
+    # Numbers stay numbers, in the system's unit of time, whatever theirs is called.
+    groups = xr.open_groups(path, engine="h5netcdf", decode_timedelta=False)
+    try:
+        arrays = {
+            f"{group}/{name}".lstrip("/"): data[name]
+            for group, data in groups.items()
+            for name in data.variables
+        }
+        names = list(map(str, arrays))
+        there = {k: arrays[name] for k, name in _names_there(names, wanted, asked).items()}
+        if "value" not in there:
+            raise _no_column("value", names)
+        value = there["value"]
+        for ours, array in there.items():
+            sizes = {d: n for d, n in array.sizes.items() if value.sizes.get(d) != n}
+            if sizes:
+                raise DataError(
+                    f"the variable {wanted[ours]!r} has the dimensions {dict(array.sizes)}, and "
+                    f"the values in {wanted['value']!r} have {dict(value.sizes)}: the former must "
+                    f"be among the latter. Rename its dimensions, or leave it out of the file"
+                )
+        columns = {
+            ours: array.variable.set_dims(dict(value.sizes)).transpose(*value.dims).values.ravel()
+            for ours, array in there.items()
+        }
+        group, _, name = wanted["value"].rpartition("/")
+        if group and "variable" not in columns:  # as in IODA's ObsValue/airTemperature
+            columns["variable"] = np.full(value.size, name, dtype=object)
+        frame = pd.DataFrame({ours: columns[ours] for ours in wanted if ours in columns})
+        frame.attrs["names"] = names
+        return frame
+    finally:
+        for data in groups.values():
+            data.close()
 
 
 def _text(label: object) -> str:
-    return label.decode() if isinstance(label, bytes) else str(label)
+    """A label as text, whole numbers without a point."""
+    if isinstance(label, bytes):
+        return label.decode()
+    if isinstance(label, float | np.floating) and float(label).is_integer():
+        return str(int(label))
+    return str(label).strip()
 
 
-def _refuse(column: pd.Series, unread: pd.Series, what: str) -> None:
-    """Refuse values that could not be read, by the numbers of their rows; the first row is 1."""
-    rows = np.flatnonzero(unread & column.notna())
-    if len(rows):
-        shown = ", ".join(f"row {i + 1} ({column.iloc[i]!r})" for i in rows[:3])
-        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-        raise DataError(f"the observations' column {column.name!r} has {what} in {shown}{more}")
+def _is_text(column: pd.Series) -> bool:
+    return pd.api.types.is_string_dtype(column) or column.dtype == object
 
 
-def read_times(
-    column: pd.Series, origin: float | str | None, unit: str
-) -> tuple[pd.Series, np.ndarray]:
-    """Read times, as numbers or as dates, whichever most of them are.
+def _without_missing(column: pd.Series) -> pd.Series:
+    """A column in which text that stands for a missing value is one."""
+    if not _is_text(column):
+        return column
+    missing = column.map(lambda v: isinstance(v, str) and v.strip().lower() in _MISSING)
+    return column.astype(object).where(~missing.astype(bool), None)
 
-    Args:
-        column: The times.
-        origin: Time of the first state, a number (None for 0) or a date.
-        unit: Unit of time of the result, such as ``"s"`` or ``"6 hours"``; used for dates alone.
 
-    Returns:
-        The times as numbers, or as dates in UTC; and the time since the origin, (n,), NaN where
-        there is none.
+def _numbers(column: pd.Series) -> pd.Series:
+    """A column as numbers; of text also with a decimal comma, if no cell has a point.
 
     Raises:
-        DataError: Some times can be read and some cannot, or they are durations.
-        ConfigError: The origin is missing, or not of the same sort as the times; or a unit is
-            needed and not known.
+        DataError: It has cells that are none.
     """
-    if pd.api.types.is_timedelta64_dtype(column):
-        raise DataError(
-            "the observations' times are durations: give dates, or numbers in the system's unit of "
-            "time"
-        )
-    numbers = pd.Series(np.nan, column.index)
-    if not pd.api.types.is_datetime64_any_dtype(column):
-        numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
-    rest = column.where(numbers.isna())
-    dates = pd.to_datetime(rest, errors="coerce", utc=True, format="ISO8601")
-    if numbers.notna().sum() >= dates.notna().sum():
-        _refuse(column, numbers.isna(), "no number")
-        if isinstance(origin, str):
-            raise ConfigError(
-                f"observations.origin = {origin!r}, but the observations' times are numbers: give "
-                "a number"
-            )
-        return numbers, numbers.to_numpy() - (origin or 0.0)
-    _refuse(column, dates.isna(), f"no date such as {_DATE}")
-    since = (dates - _date(origin, dates.min())) / _length(unit)
-    return dates.dt.tz_localize(None), since.to_numpy(np.float64)
-
-
-def _date(origin: float | str | None, earliest: pd.Timestamp) -> pd.Timestamp:
-    if not isinstance(origin, str):
-        raise ConfigError(
-            "the observations' times are dates: give the date of the first state as "
-            f'observations.origin, as in origin = "{earliest:%Y-%m-%dT%H:%M}" (the earliest one)'
-        )
-    try:
-        return pd.to_datetime(origin, utc=True, format="ISO8601")
-    except ValueError as error:
-        raise ConfigError(f"observations.origin = {origin!r} is no date such as {_DATE}") from error
-
-
-def _length(unit: str) -> pd.Timedelta:
-    length = pd.Timedelta(0)
-    if (found := re.fullmatch(r"\s*([\d.]*)\s*([A-Za-z]+)\s*", unit)) is not None:
-        with suppress(ValueError):
-            length = pd.Timedelta(float(found[1] or 1), found[2])
-    if length <= pd.Timedelta(0):
-        raise ConfigError(
-            f"the observations' times are dates, and the system's unit of time is {unit!r}, whose "
-            'length is not known: give it as observations.time_unit, as in time_unit = "6 hours"'
-        )
-    return length
+    present = _without_missing(column)
+    if _is_text(present):
+        cells = [v for v in present if isinstance(v, str)]
+        if max((v.count(",") for v in cells), default=0) == 1 and not any("." in v for v in cells):
+            present = present.map(lambda v: v.replace(",", ".") if isinstance(v, str) else v)
+    numbers = pd.to_numeric(present, errors="coerce").astype(np.float64)
+    unread = numbers.isna() & present.notna()
+    units = len(numbers) > 1 and bool(unread.iloc[0]) and not unread.iloc[1:].any()
+    hint = " (a row of units? begin it with #, or take it out)" if units else ""
+    refuse(present.rename(column.name), unread, "no number" + hint)
+    return numbers
