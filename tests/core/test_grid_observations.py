@@ -10,6 +10,7 @@ import torch
 
 from sda_core.config import structure
 from sda_core.errors import ConfigError, ShapeError
+from sda_core.noise import StudentT
 from sda_core.observation import (
     Coarsen,
     Compose,
@@ -172,8 +173,22 @@ def test_fraction() -> None:
 def test_std_per_sensor() -> None:
     model = Sensors(count=3, std=(0.1, 0.2, 0.3)).bind(SPEC, 4)
     assert model.std[2, 1].tolist() == [0.1, 0.2, 0.3]
-    with pytest.raises(ConfigError, match=r"std has 2 entries, .* shape \(4, 2, 3\)"):
-        Sensors(count=3, std=(0.1, 0.2)).bind(SPEC, 4)
+    with pytest.raises(ConfigError, match=r"std has 4 entries, .* \(4, 2, 3\).* 1 or 2 or 3"):
+        Sensors(count=3, std=(0.1, 0.2, 0.3, 0.4)).bind(SPEC, 4)
+
+
+def test_std_per_variable() -> None:
+    for observation in (Sensors(count=3, std=(0.1, 5.0)), Select(std=(0.1, 5.0))):
+        std = observation.bind(SPEC, 4).std
+        assert torch.equal(std[:, 0], torch.full_like(std[:, 0], 0.1))
+        assert torch.equal(std[:, 1], torch.full_like(std[:, 1], 5.0))
+    with pytest.raises(ConfigError, match=r"std = .*0.1, 5.0.* could be one for each variable or"):
+        Sensors(count=2, std=(0.1, 5.0)).bind(SPEC, 4)
+    noise = StudentT(scale=(0.1, 5.0))
+    with pytest.raises(ConfigError, match=r"noise.scale = .*could be one for each variable or"):
+        Sensors(count=2, noise=noise).bind(SPEC, 4)
+    one = Sensors(count=2, variables=("u",), std=(0.1, 5.0)).bind(SPEC, 4)
+    assert one.std[0, 0].tolist() == [0.1, 5.0]
 
 
 # --- region ---

@@ -159,7 +159,7 @@ def test_sampling_is_in_double_precision_and_seeded() -> None:
         (Select(), r"observation.std is missing: give the standard deviation"),
         (Select(std=0.0), r"observation.std = 0.0 must be positive"),
         (Select(std=(1.0, -1.0, 1.0)), r"must be positive"),
-        (Select(std=(1.0, 1.0)), r"std has 2 entries, but .* shape \(4, 3\): give one .* or 3"),
+        (Select(std=(1.0, 1.0)), r"std has 2 entries, but .* shape \(4, 3\): give 1 or 3"),
         (Select(variables=("w",), std=1.0), r"no variable 'w'.*This system has \['x', 'y', 'z'\]"),
         (Select(variables=("xx",), std=1.0), r"no variable 'xx'; did you mean 'x'"),
         (Select(variables=(), std=1.0), r"observation.variables is empty"),
@@ -237,3 +237,55 @@ def test_errors_when_used() -> None:
             observation=Select(every=2, std=1.0).bind(chain.spec, 4),
             y=torch.zeros(3, 2),
         )
+
+
+def test_a_function_may_work_in_place() -> None:
+    x = X.clone()
+    for target in (lambda x: x.mul_(2.0), torch.sin_, lambda x: x.clamp_(0.0, 1.0)):
+        model = Function(target=target, std=0.1).bind(SPEC, X.shape[1])
+        model.sample(x[0], torch.Generator().manual_seed(0))
+        model.log_prob(model.operator(x[0]), x)
+        assert torch.equal(x, X)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (lambda x: x.detach() * 2, "is not differentiable"),
+        (lambda x: torch.from_numpy(x.detach().numpy() * 2.0), "is not differentiable"),
+        (lambda x: x.detach().numpy(), "gives ndarray, but must give a tensor"),
+        (lambda x: x.numpy(), "fails on a trajectory of shape .* RuntimeError"),
+        ("torch:isnan", r"operator torch:isnan gives torch.bool, but must"),
+        (lambda x: (x > 0).long(), "gives torch.int64"),
+        (lambda x: 1.0, "gives float"),
+        ("os:getcwd", "operator os:getcwd fails on .* TypeError"),
+        ("sys:exit", "operator sys:exit fails on .* SystemExit"),
+        (lambda x: x[1000], "fails on .* IndexError"),
+    ],
+)
+def test_functions_that_cannot_be_used(target, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Function(target=target, std=0.1).bind(SPEC, 4)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [[1, "a"], [[1, 0, 0], [1, 0]], [["a", "b"]], [[1.0, float("nan")]], [], [[[1.0]]], [1.0]],
+)
+def test_a_matrix_that_is_none(matrix) -> None:
+    with pytest.raises(ConfigError, match=r"matrix(: the nested list is no| has the shape|: got)"):
+        Linear(matrix=matrix, std=0.1).bind(POINT, 4)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY"])
+def test_a_matrix_file_that_is_none(content, tmp_path) -> None:
+    (tmp_path / "h.npy").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"h\.npy is no matrix of numbers"):
+        Linear(matrix=tmp_path / "h.npy", std=0.1).bind(POINT, 4)
+
+
+def test_indices_that_no_trajectory_has() -> None:
+    with pytest.raises(ConfigError, match=r"entries"):
+        Index(entries=((10**30, 0),), std=0.1).bind(POINT, 4)
+    with pytest.raises(ConfigError, match=r"times \[1000000000000\] outside"):
+        Index(entries=((10**12, 0),), std=0.1).bind(POINT, 4)

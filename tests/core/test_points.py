@@ -152,7 +152,7 @@ def test_points_are_standardized_by_variable() -> None:
         ((), r"observation\.entries is empty"),
         ((("u", 0, 1.0, 1.0),), r"entries\[0\] = \['u', 0, 1\.0, 1\.0\] is not \(time, variable"),
         (((-1, "u", 1.0, 1.0),), "with a time of 0 or greater"),
-        (((math.inf, "u", 1.0, 1.0),), "with a time of 0 or greater"),
+        (((math.inf, "u", 1.0, 1.0),), r"entries: got \(\(inf"),
         (((0, "u", 1.0, 1.0), (0, "u", 1.0)), r"entries\[1\].*1 coordinates.*\['lon', 'lat'\]"),
         (((0, "w", 1.0, 1.0),), r"there is no variable 'w'.*\['u', 'v'\]"),
         (((0, "u", 4.1, 1.0),), r"entries\[0\]: lon = 4\.1 is outside of.*from 0 to 4.*period"),

@@ -36,7 +36,8 @@ class Check:
         allowed: What is allowed, in words.
         accepts: Whether a value is allowed.
         choices: The values that are allowed, where they can be told.
-        finite: Whether NaN and infinities are refused whatever ``accepts`` says.
+        finite: Whether NaN, infinities and integers of over 64 bits are refused, whatever
+            ``accepts`` says.
 
     Raises:
         CheckError: When called as a validator with a value that is not allowed.
@@ -74,12 +75,14 @@ def _is_finite(value: object) -> bool:
     """Whether a value, or all that it consists of, is finite as far as it is a number."""
     if isinstance(value, float):
         return math.isfinite(value)
+    if isinstance(value, int):
+        return abs(value) < 2**63  # what tensors and files hold
     if isinstance(value, tuple | list | Mapping):
         return all(map(_is_finite, _entries(value)))
     return True
 
 
-_FINITE = Check("finite numbers", _is_finite)
+_FINITE = Check("finite numbers, integers of at most 64 bits", _is_finite)
 
 
 def _with_checks(cls: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:

@@ -176,10 +176,11 @@ class Noise(ABC):
 
 
 def per_entry(value: Any, shape: Sequence[int], key: str) -> Tensor:
-    r"""One positive number, or one per entry of the last dimension, for each observed value.
+    r"""One positive number for each observed value, of one, or one per variable or last entry.
 
     Args:
-        value: A number, or an array that broadcasts against (\*obs).
+        value: A number, or numbers: one per variable where a field is observed, (T, C, \*S), else
+            one per entry of the last dimension.
         shape: (\*obs).
         key: Key of the configuration, for messages.
 
@@ -187,15 +188,26 @@ def per_entry(value: Any, shape: Sequence[int], key: str) -> Tensor:
         (n,), float64.
 
     Raises:
-        ConfigError: A value is not positive, or their number does not fit.
+        ConfigError: A value is not positive, or their number fits neither or both.
     """
     values = torch.as_tensor(value, dtype=torch.float64)
     if not bool((values > 0).all()):
         raise ConfigError(f"{key} = {value} must be positive")
+    variables = shape[1] if len(shape) > 2 else None
+    if values.ndim == 1 and len(values) > 1 and len(values) == variables:
+        if variables == shape[-1]:
+            raise ConfigError(
+                f"{key} = {value} could be one for each variable or one for each of the "
+                f"{shape[-1]} entries of the last dimension of the observations, whose shape is "
+                f"{tuple(shape)}: give one number, or observe each variable by itself and put them "
+                "together with 'concatenate'"
+            )
+        values = values.reshape(-1, *[1] * (len(shape) - 2))
     try:
         return values.expand(tuple(shape)).flatten()
     except RuntimeError as error:
+        allowed = sorted({1, shape[-1] if shape else 1, variables or 1})
         raise ConfigError(
             f"{key} has {values.numel()} entries, but observations have the shape {tuple(shape)}: "
-            f"give one number, or {shape[-1] if shape else 1} of them"
+            f"give {' or '.join(map(str, allowed))} of them"
         ) from error

@@ -25,7 +25,7 @@ import torch
 from torch import Generator, Tensor
 
 from sda_core.config import component, option
-from sda_core.errors import AssimilationError, ConfigError, ShapeError
+from sda_core.errors import AssimilationError, ConfigError, SDAError, ShapeError
 from sda_core.noise import GaussianNoise, Noise, NoiseModel, per_entry
 from sda_core.system.base import SystemSpec
 
@@ -44,7 +44,7 @@ class Observation(ABC):
     std: float | tuple[float, ...] | None = option(
         default=None,
         help="noise standard deviation in the units of what is observed: one number, or one per "
-        "entry of the operator's last dimension",
+        "variable of a field, else per entry of the operator's last dimension",
     )
     noise: Noise | None = option(
         default=None, help="the error model, where errors are not independent and Gaussian"
@@ -83,11 +83,11 @@ class Observation(ABC):
         r"""Make the observation model p(y | x) for trajectories of a given length.
 
         Raises:
-            ConfigError: ``std`` and ``noise`` are both missing, or both there, or do not fit A(x),
-                or A(x) has no time axis where it was said to keep it.
+            ConfigError: ``std`` and ``noise`` are both missing, or both there, or do not fit A(x);
+                A fails, is not differentiable, or gives no time axis where it was said to.
         """
         A = BoundOperator(self, spec)
-        shape = A(torch.zeros(length, *spec.state_shape, dtype=torch.float64)).shape
+        shape = self._try_operator(A, torch.zeros(length, *spec.state_shape, dtype=torch.float64))
         noise = self._bind_noise(shape)
         axis = self.times(torch.arange(length))
         times = None
@@ -100,6 +100,31 @@ class Observation(ABC):
                 )
             times = axis.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape)
         return ObservationModel(operator=A, noise=noise, shape=shape, times=times, length=length)
+
+    def _try_operator(self, A: Operator, x: Tensor) -> torch.Size:
+        """The shape of A(x); refuses an operator that is no differentiable function of x."""
+        what = f"the observation operator {getattr(self, 'target', type(self).__name__)}"
+        with torch.enable_grad():
+            try:
+                values = A(x.requires_grad_())
+            except (SDAError, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                raise ConfigError(
+                    f"{what} fails on a trajectory of shape {tuple(x.shape)}: "
+                    f"{type(error).__name__}: {error}. It must be a function of one tensor"
+                ) from error
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            given = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise ConfigError(
+                f"{what} gives {given}, but must give a tensor of floating-point numbers"
+            )
+        if not values.requires_grad:
+            raise ConfigError(
+                f"{what} is not differentiable: no gradient leads from what it gives to the "
+                "trajectory, which guidance needs. Write it with torch, and without detach()"
+            )
+        return values.shape
 
     def _bind_noise(self, shape: torch.Size) -> NoiseModel:
         if self.noise is not None:

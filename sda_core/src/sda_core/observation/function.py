@@ -17,7 +17,8 @@ from sda_core.system.base import SystemSpec
 class Function(Observation):
     r"""A differentiable function on tensors, (..., L, C, \*S) -> (..., \*obs).
 
-    ``target`` is the function itself, or ``"module:function"``.
+    ``target`` is the function itself, or ``"module:function"``. It is given a copy of the
+    trajectory, so that it may work in place.
     """
 
     target: str | Callable[[Tensor], Tensor] = option(help='the function, as "module:function"')
@@ -27,6 +28,10 @@ class Function(Observation):
 
     def operator(self, spec: SystemSpec) -> Operator:
         """The function."""
+        function = self._function()
+        return lambda x: function(x.clone())
+
+    def _function(self) -> Operator:
         if callable(self.target):
             return self.target
         module, _, name = self.target.partition(":")

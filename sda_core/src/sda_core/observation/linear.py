@@ -29,14 +29,24 @@ class Linear(Observation):
     )
 
     def _matrix(self) -> Tensor:
-        if isinstance(self.matrix, Path):
-            if not self.matrix.is_file():
-                raise ConfigError(f"observation.matrix: there is no file {self.matrix}")
-            array = np.load(self.matrix, allow_pickle=False)
-        else:
-            array = np.asarray(self.matrix, dtype=np.float64)
-        if array.ndim != 2:
-            raise ConfigError(f"observation.matrix has the shape {array.shape}, but must be (n, m)")
+        if isinstance(self.matrix, Path) and not self.matrix.is_file():
+            raise ConfigError(f"observation.matrix: there is no file {self.matrix}")
+        try:
+            if isinstance(self.matrix, Path):
+                array = np.load(self.matrix, allow_pickle=False).astype(np.float64)
+            else:
+                array = np.asarray(self.matrix, dtype=np.float64)
+        except (OSError, EOFError, ValueError, TypeError, AttributeError) as error:
+            given = self.matrix if isinstance(self.matrix, Path) else "the nested list"
+            raise ConfigError(
+                f"observation.matrix: {given} is no matrix of numbers ({error}): give lists of one "
+                "length, or a .npy file"
+            ) from error
+        if array.ndim != 2 or not np.isfinite(array).all():
+            raise ConfigError(
+                f"observation.matrix has the shape {array.shape}, but must be (n, m), with finite "
+                "numbers"
+            )
         return torch.as_tensor(array, dtype=torch.float64)
 
     def operator(self, spec: SystemSpec) -> Operator:

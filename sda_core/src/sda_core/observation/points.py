@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -42,7 +40,7 @@ class Points(Observation):
             raise ConfigError("observation.entries is empty: nothing would be observed")
         for number, entry in enumerate(self.entries):
             types = [isinstance(value, str) for value in entry]
-            if types[:2] != [False, True] or any(types[2:]) or not 0 <= entry[0] < inf:  # type: ignore[operator]
+            if types[:2] != [False, True] or any(types[2:]) or not 0 <= entry[0] < 2**31:  # type: ignore[operator]
                 raise ConfigError(
                     f"observation.entries[{number}] = {list(entry)} is not (time, variable, "
                     '*place), as in [2.5, "u", 0.1, 0.7], with a time of 0 or greater'

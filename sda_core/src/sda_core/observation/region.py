@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sda_core.config import component, option
+from sda_core.config import Check, component, option
 from sda_core.errors import ConfigError
 from sda_core.observation.selection import Places, name_indices
 from sda_core.system.base import SystemSpec
@@ -20,7 +20,8 @@ class Region(Places):
     """
 
     box: dict[str, tuple[float, float]] = option(
-        help="lower and upper coordinate by the name of a grid axis; axes left out are not bounded"
+        check=Check("[lower, upper]", lambda ends: len(ends) == 2, finite=False),
+        help="lower and upper coordinate by the name of a grid axis; axes left out are not bounded",
     )
     outside: bool = option(default=False, help="observe everything but the box")
 
