@@ -33,6 +33,7 @@ from sda_core.config import (
     unstructure,
 )
 from sda_core.errors import ConfigError, PluginError, UnknownComponentError
+from sda_core.experiment import load_experiment
 from sda_core.plugins import Component, PluginManager, hookimpl
 
 if TYPE_CHECKING:
@@ -528,3 +529,44 @@ def test_numbers_are_finite(value: float) -> None:
     else:
         with pytest.raises(ConfigError, match="open: got"):
             _Numbers(open=value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 3000 + "]" * 3000,
+        "a = " + "[" * 40 + "]" * 40,
+        "a = " + "{a = " * 2000 + "1" + "}" * 2000,
+        ".".join(["a"] * 3000) + " = 1",
+        "[" + ".".join(["a"] * 50) + "]",
+        "a = " + "9" * 5000,
+    ],
+)
+def test_toml_that_is_too_much(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.toml is not valid TOML: (it is nested|Exceeds)"):
+        load_toml(path)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "seed=" + "9" * 5000,
+        "a." * 3000 + "b=1",
+        "title=" + "[" * 5000,
+        "title=" + "[" * 50 + "]" * 50,
+        "title=\udcff\udcfe",
+        "a=" + "{a=" * 100 + "1" + "}" * 100,
+    ],
+)
+def test_overrides_that_are_too_much(item: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set|override") as caught:
+        apply_overrides({}, [item])
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "x" * 300 + ".toml"])
+def test_an_experiment_that_can_be_no_path(source: str) -> None:
+    with pytest.raises(ConfigError, match="can be no path"):
+        load_experiment(source)

@@ -10,6 +10,9 @@ from typing import Any
 from sda_core.errors import ConfigError
 from sda_core.io.files import write_text
 
+#: How deep tables and lists may be nested; no component's are by more than a few.
+MAX_DEPTH = 32
+
 
 def load_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file.
@@ -18,11 +21,31 @@ def load_toml(path: str | Path) -> dict[str, Any]:
         ConfigError: It cannot be read, or is not TOML; says where.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return _loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _loads(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        ValueError: It is not TOML, has an integer of too many digits, or is nested too deep.
+    """
+    too_deep = f"it is nested by more than {MAX_DEPTH} tables and lists"
+    try:
+        parsed = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(too_deep) from error
+    level: list[Any] = [parsed]
+    for _ in range(MAX_DEPTH):
+        nested = [v for v in level if isinstance(v, dict | list)]
+        level = [v for n in nested for v in (n.values() if isinstance(n, dict) else n)]
+    if level:
+        raise ValueError(too_deep)
+    return parsed
 
 
 def dump_toml(data: Mapping[str, Any], path: str | Path | None = None) -> str:
@@ -66,9 +89,10 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     for item in overrides:
         key, equals, text = item.partition("=")
         keys = [part.strip() for part in key.split(".")]
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MAX_DEPTH or not _is_text(item):
+            shown = item if len(item) < 100 else item[:100] + "..."
             raise ConfigError(
-                f"override {item!r} is not of the form key=value, as in train.learning_rate=2e-4"
+                f"override {shown!r} is not of the form key=value, as in train.learning_rate=2e-4"
             )
         change: Any = _parse(text.strip())
         for part in reversed(keys):
@@ -77,15 +101,21 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     return merge(data, extra)
 
 
+def _is_text(item: str) -> bool:
+    """Whether a file can hold it; bytes of the command line that are no text become surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in item)
+
+
 def _parse(text: str) -> Any:
     if text == "none":
         return None
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
-        if text.lstrip()[:1] in ("{", "["):
+        parsed = _loads(f"value = {text}")
+    except ValueError as error:
+        if text.lstrip()[:1] in ("{", "[") or not isinstance(error, tomllib.TOMLDecodeError):
+            shown = text if len(text) < 100 else text[:100] + "..."
             raise ConfigError(
-                f"--set: {text!r} is not valid TOML: {error}. A table in braces stands on one line"
+                f"--set: {shown!r} is not valid TOML: {error}. A table in braces stands on one line"
             ) from error
         return text
     return parsed["value"] if len(parsed) == 1 else text

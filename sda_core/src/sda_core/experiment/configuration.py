@@ -147,6 +147,10 @@ def load_experiment(
 
 def _read(source: str, manager: PluginManager) -> dict[str, Any]:
     path = Path(source)
+    try:
+        path.exists()
+    except OSError as error:  # too long
+        raise ConfigError(f"{source[:100]!r} can be no path ({error})") from error
     if path.is_dir() and (path / "config.toml").is_file():
         return load_toml(path / "config.toml")
     if path.suffix == ".toml" or path.is_file():
