@@ -440,10 +440,15 @@ def test_a_learning_curve_that_cannot_be_drawn_costs_no_model(
 def test_records_are_json_for_everyone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, *range(1, 9))
     sda.train(small("train.epochs=2"), directory, progress=False)
-    for name in ("metrics.jsonl", "history.json"):
-        for line in (directory / name).read_text().splitlines():
-            json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are none
+    check_json(directory)
     assert events(directory, "epoch")[0]["loss"] is None
+
+
+def check_json(directory: Path) -> None:
+    """All records are JSON, in which NaN and Infinity are none."""
+    whole = [path.read_text() for path in directory.glob("**/*.json")]
+    for text in [*whole, *(directory / "metrics.jsonl").read_text().splitlines()]:
+        json.loads(text, parse_constant=pytest.fail)
 
 
 def test_samples_on_the_way(directory: Path, undisturbed: Path) -> None:
@@ -488,3 +493,19 @@ def test_anomalies(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.raises(TrainingError, match=r"module kernel\.\S+ .*1 of \d+ not finite"),
     ):
         sda.train(small(), directory, progress=False, detect_anomaly=True)
+
+
+@pytest.mark.parametrize(
+    "change", ["train.learning_rate=1e30", "train.weight_decay=1e30", "schedule.sigma_min=1e-6"]
+)
+def test_a_training_that_ends_in_nan_is_no_success(directory: Path, change: str) -> None:
+    """Fewer batches than train.guards.skip_limit are bad, so that only the end can notice."""
+    quick = small("train.epochs=1", "train.guards.skip_limit=100", change)
+    if change.startswith("schedule"):  # unusual, but it trains
+        assert math.isfinite(sda.train(quick, directory, progress=False).provenance["valid_loss"])
+    else:
+        with pytest.raises(TrainingError, match="not finite"):
+            sda.train(quick, directory, progress=False)
+        assert not (directory / "model").exists()
+        assert not Run(quick, directory).is_done("train")
+    check_json(directory)

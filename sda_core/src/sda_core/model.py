@@ -29,7 +29,7 @@ from sda_core.denoiser import (
     WindowDenoiser,
 )
 from sda_core.errors import CheckpointError, ConfigError, TrainingError
-from sda_core.io.files import replace_file, write_text
+from sda_core.io.files import plain, replace_file, write_json
 from sda_core.kernel import Kernel, WindowShape
 from sda_core.schedule import Schedule
 from sda_core.system import Axis, SystemSpec, Variable
@@ -177,16 +177,16 @@ class TrainedModel:
         directory.mkdir(parents=True, exist_ok=True)
         with replace_file(directory / "model.safetensors") as temporary:
             save_file(state, temporary)
-        description = {
+        description: dict[str, Any] = {
             "schema": MODEL_SCHEMA,
             "kernel": unstructure(self.kernel),
             "schedule": unstructure(self.schedule),
             "model": unstructure(self.config),
             "spec": spec_to_json(self.spec),
-            "provenance": self.provenance,
+            "provenance": plain(self.provenance),
         }
         description["checksum"] = _checksum(description, directory)
-        write_text(directory / "model.json", json.dumps(description, indent=2) + "\n")
+        write_json(directory / "model.json", description)
 
     @classmethod
     def load(cls, directory: str | Path, *, config: ModelConfig | None = None) -> TrainedModel:

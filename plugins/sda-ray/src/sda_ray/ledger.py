@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import optuna
 
-from sda_core.experiment.run import plain
-from sda_core.io.files import write_text
+from sda_core.io.files import plain, write_text
 from sda_ray.space import Space
 from sda_ray.study import Trial
 from sda_ray.work import reported

@@ -23,10 +23,9 @@ from sda_core.cluster import Lent
 from sda_core.config import component, structure
 from sda_core.errors import SDAError, SweepError, TrainingError
 from sda_core.evaluation.scores import evaluate_ensemble
-from sda_core.experiment import Experiment
-from sda_core.experiment.run import Run, plain
+from sda_core.experiment import Experiment, Run
 from sda_core.io import xarray as xarray_io
-from sda_core.io.files import write_text
+from sda_core.io.files import plain, write_text
 from sda_core.plugins import hookimpl
 from sda_core.random import seeded_generator
 from sda_core.stages.assimilation import infer

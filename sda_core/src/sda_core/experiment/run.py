@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import time
 import warnings
@@ -20,7 +19,7 @@ import torch
 from sda_core.config import dump_toml, unstructure
 from sda_core.errors import DataError
 from sda_core.experiment.configuration import Experiment
-from sda_core.io.files import write_text
+from sda_core.io.files import plain, write_json, write_text
 from sda_core.io.progress import ProgressOption
 from sda_core.plugins import PluginManager, default_manager
 from sda_core.tracker import Histogram, Sessions, Value
@@ -180,7 +179,7 @@ class Run:
         self.write_config()  # not before: a stage that is refused must change nothing
         record = self.provenance() | self._environment()
         record["stages"][name] = {"fingerprint": self.fingerprint(name), **results}
-        write_text(self.directory / "provenance.json", json.dumps(record, indent=2) + "\n")
+        write_json(self.directory / "provenance.json", record)
         self.log({"event": name, **results})
         self.manager.hook.sda_run_finished(run=self, summary={"stage": name, **results})
 
@@ -269,17 +268,6 @@ class Run:
             "torch": torch.__version__,
             "versions": self.versions(),
         }
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it, in which numbers are finite: others become None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value
 
 
 def _is_kept(line: str, step: int) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sda_core.errors import SDAError, TrainingError
 
@@ -94,6 +97,22 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file and rename it into place."""
     with replace_file(path) as temporary:
         temporary.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file and rename it into place; numbers that are not finite become null."""
+    write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it, in which numbers are finite: others become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
 
 
 def sync(path: Path) -> None:

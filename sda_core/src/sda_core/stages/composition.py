@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +16,7 @@ from sda_core.denoiser.composition_error import (
 from sda_core.errors import DataError
 from sda_core.experiment import Experiment
 from sda_core.experiment.run import Run, device
-from sda_core.io.files import write_text
+from sda_core.io.files import write_json
 from sda_core.io.progress import ProgressOption, reporting
 from sda_core.method.memory_plan import plan_memory
 from sda_core.stages.common import COMPOSITION, check_simulated, load_model, stream
@@ -95,7 +94,7 @@ def composition(
             on_step=lambda done, total: report(done),
         )
     found = {"length": x.shape[1], **_as_dict(error, tolerance)}
-    write_text(run.directory / "composition.json", json.dumps(found, indent=2) + "\n")
+    write_json(run.directory / "composition.json", found)
     figures.Picture(
         name="composition",
         caption="What composing windows costs.",

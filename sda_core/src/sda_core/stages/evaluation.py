@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.evaluation.verification import departures, observation_scores
 from sda_core.experiment import Experiment, Run
 from sda_core.io import xarray as xarray_io
-from sda_core.io.files import write_text
+from sda_core.io.files import write_json
 from sda_core.io.progress import ProgressOption
 from sda_core.method import Method
 from sda_core.observation.matched import dataset
@@ -93,6 +92,6 @@ def evaluate(
             table = departures(problem.matched, ensembles["posterior"])
             xarray_io.save(dataset(table), run.directory / "observations.nc")
             table.to_csv(run.directory / "observations.csv", index=False)
-        write_text(run.directory / "metrics.json", json.dumps(scores, indent=2) + "\n")
+        write_json(run.directory / "metrics.json", scores)
     write_report(run, problem, ensembles, scores)
     return scores

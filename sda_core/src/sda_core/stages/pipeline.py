@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sda_core.experiment import Experiment, Run
 from sda_core.io.progress import ProgressOption
@@ -41,7 +43,9 @@ def run(
     for name, (function, needed) in wanted.items():
         if needed and not record.is_done(name):
             function(experiment, directory, progress=progress)
-    scores: dict[str, dict[str, float]] = json.loads(
-        (record.directory / "metrics.json").read_text()
-    )
-    return scores
+    scores: dict[str, Any] = json.loads((record.directory / "metrics.json").read_text())
+    # What is not finite is null in the file.
+    return {
+        ensemble: {name: math.nan if v is None else v for name, v in values.items()}
+        for ensemble, values in scores.items()
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 import warnings
@@ -22,8 +21,8 @@ from sda_core.errors import (
     StoppedError,
     TrainingError,
 )
-from sda_core.experiment.run import Run, plain
-from sda_core.io.files import write_text
+from sda_core.experiment import Run
+from sda_core.io.files import write_json
 from sda_core.method import sample_members
 from sda_core.model import TrainedModel
 from sda_core.stages.common import SAMPLE, stream
@@ -260,10 +259,10 @@ class Training:
     def _write_history(self) -> None:
         history = self.trainer.history
         columns = {
-            a.name: [plain(getattr(metrics, a.name)) for metrics in history]
+            a.name: [getattr(metrics, a.name) for metrics in history]
             for a in attrs.fields(EpochMetrics)
         }
-        write_text(self.run.directory / "history.json", json.dumps(columns) + "\n")
+        write_json(self.run.directory / "history.json", columns)
 
     def _roll_back(self, spike: LossSpike) -> None:
         found = self.folder.before(spike.since)
@@ -308,6 +307,15 @@ class Training:
         valid_loss = validated[-1] if validated else None
         if self.settings.final == "best" and self._load_best():
             valid_loss = trainer.best_loss
+        elif not math.isfinite(trainer.history[-1].loss):
+            valid_loss = math.nan
+        if valid_loss is not None and not math.isfinite(valid_loss):
+            raise TrainingError(
+                f"the loss of epoch {trainer.epoch}, the last, is not finite, so that no model is "
+                "saved: lower train.learning_rate, set train.clip_norm, look for the cause with "
+                "--detect-anomaly, or take the best weights with train.final = 'best'. "
+                f"{self._last_good()}"
+            )
         results |= {"steps": trainer.step, "valid_loss": valid_loss}
         store = trainer.train.store
         trained = attrs.evolve(
