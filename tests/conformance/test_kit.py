@@ -332,7 +332,7 @@ def no_std(x_t, denoise, likelihood, alpha, sigma):
         (Made(plain, uses_std=False), "uses_std is false"),
         (Made(plain, exact=True), "exact_for_gaussian"),
     ],
-    ids=str,
+    ids=lambda p: type(p).__name__ if not isinstance(p, str) else "",
 )
 def test_guidance(guidance, message) -> None:
     with pytest.raises(AssertionError, match=message):

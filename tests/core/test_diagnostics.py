@@ -14,10 +14,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from sda_core import stages
 from sda_core.config import structure
 from sda_core.data import Standardization, TrajectoryStore, WindowDataset
 from sda_core.denoiser import WindowDenoiser
-from sda_core.evaluation import diagnostics, stages
+from sda_core.evaluation import diagnostics
 from sda_core.evaluation.diagnostics import (
     BINS,
     MAX_BLOCKS,

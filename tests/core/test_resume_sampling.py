@@ -13,11 +13,11 @@ from typing import ClassVar
 import pytest
 import torch
 
+from sda_core import load_experiment, stages
 from sda_core.config import component, differences
 from sda_core.data import TrajectoryStore, split_path
 from sda_core.errors import AssimilationError, AssimilationWarning, StoppedError
 from sda_core.experiment import Run
-from sda_core.io import load_experiment, stages
 from sda_core.io import xarray as xarray_io
 from sda_core.io.ensemble_file import EnsembleFile
 from sda_core.method import SDA, Toolbox, sample_members
