@@ -78,7 +78,12 @@ def own_plugins() -> PluginManager:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
+    return "".join(_line([_cell(c) for c in line]) for line in lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A line of a table, with outer bars only where an outer cell is empty."""
+    return ("" if cells[0] else "| ") + " | ".join(cells) + ("" if cells[-1] else " |") + "\n"
 
 
 def _cell(text: str) -> str:
@@ -231,13 +236,13 @@ def cli_page(manager: PluginManager) -> str:
         f"# The `sda` command\n\n{NOTE}\n\nThe same is shown by `sda COMMAND --help`. "
         "These arguments and options mean the same wherever a command has them:\n\n"
     ]
-    parts.append(table(["", "meaning"], [*common, *map(_parameter_row, _options(group))]))
+    parts.append(table(["parameter", "meaning"], [*common, *map(_parameter_row, _options(group))]))
     for path, command in commands.items():
         own = [row for row in rows[path] if row not in common]
         usage = " ".join([path, *map(_usage, _parameters(command))])
         parts.append(f"\n## {path}\n\n`{usage}`\n\n")
         parts.append(_markdown(inspect.cleandoc(command.help or "")) + "\n")
-        parts.append("\n" + table(["", "meaning"], own) if own else "")
+        parts.append("\n" + table(["parameter", "meaning"], own) if own else "")
     return "".join(parts)
 
 
@@ -294,14 +299,15 @@ def code_block(argument: str) -> str:
 def results_block(name: str) -> str:
     """Measured figures as a table, with what is needed to measure them again."""
     found = tomllib.loads((DOCS / "results" / f"{name}.toml").read_text())
-    wrong = [row for row in found["rows"] if len(row) != len(found["columns"])]
+    columns, rows = found["columns"], found["rows"]
+    wrong = [row for row in rows if len(row) != len(columns)]
     if wrong:
         raise ValueError(f"{name}.toml: rows of another length than the columns: {wrong}")
-    runs = "; ".join(found["commands"])
-    return (
-        f"{table(found['columns'], found['rows'])}\n{found['note'].strip()}\n\n"
-        f"Recorded {found['recorded']} on {found['machine']} by `{runs}`.\n"
-    )
+    shown = [columns.index(c) for c in found.get("show", columns)]
+    commands = ", ".join(f"`{c}`" for c in found["commands"])
+    source = f"By {commands}; {found['recorded']}" if commands else f"Recorded {found['recorded']}"
+    body = table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    return f"{body}\n{found['note'].strip()}\n\n{source}.\n"
 
 
 def fill(page: Path, manager: PluginManager) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,8 +70,27 @@ def test_page_without_end_marker_is_refused(
         generate.fill(page, generate.own_plugins())
     page.write_text("a\n<!-- generated: hooks -->\nold\n<!-- /generated -->\nb\n")
     text = generate.fill(page, generate.own_plugins())
-    assert text.startswith("a\n<!-- generated: hooks -->\n| hook |")
-    assert text.endswith("|\n<!-- /generated -->\nb\n")
+    assert text.startswith("a\n<!-- generated: hooks -->\nhook | arg")
+    assert text.endswith("report.\n<!-- /generated -->\nb\n")
+
+
+def test_measured_figures_are_shown_with_their_source(
+    generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    for file in sorted((DOCS / "results").glob("*.toml")):
+        found = tomllib.loads(file.read_text())
+        assert set(found) - {"show"} == {
+            *("machine", "recorded", "commands", "columns", "rows", "note")
+        }, file.name
+        scripts = re.findall(r"\bbenchmarks/\w+\.py", " ".join(found["commands"]))
+        assert [s for s in scripts if not (ROOT / s).is_file()] == [], file.name
+        assert f"results {file.stem} -->" in text or f"results/{file.name})" in text, file.name
+    monkeypatch.setattr(generate, "DOCS", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "odd.toml").write_text('columns = ["a"]\nrows = [["1", "2"]]\n')
+    with pytest.raises(ValueError, match=r"odd\.toml: .*\['1', '2'\]"):
+        generate.results_block("odd")
 
 
 def anchors(page: Path) -> set[str]:

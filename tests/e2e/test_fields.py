@@ -129,7 +129,7 @@ def test_the_paper_s_settings() -> None:
     [
         ([], 1.1),
         ([SENSORS.replace("0.1, std", "0.02, std")], 1.1),
-        # See docs/results.md for why it is not as close.
+        # See docs/design/experiments.md for why it is not as close.
         ([SATURATION, "sampler.steps=256", "guidance.gamma=0.03"], 1.4),
     ],
     ids=["coarse", "sensors", "saturation"],

@@ -46,7 +46,7 @@ def forecast(
 
     and the others are new. Guidance that is exact for Gaussians is so here, up to ``std``. The
     other way, to put the known states with fresh noise in place of the first ones in every step,
-    is not: see docs/online.md, where both are measured.
+    is not: both measured in docs/design/experiments.md.
 
     Args:
         model: The model of the prior.
