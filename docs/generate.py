@@ -47,6 +47,7 @@ ROOT = DOCS.parent
 NOTE = "<!-- Written by docs/generate.py: change the code, not this page. -->"
 LANGUAGES = {".py": "python", ".toml": "toml"}
 _USUAL = ("1 or greater", "0 or greater", "greater than 0")  # not worth a note for each number
+_SCALARS = ("int", "float", "str")
 _BLOCK = re.compile(
     r"^<!-- generated: (?P<kind>\w+)(?: (?P<argument>[^\n]*?))? -->\n.*?^<!-- /generated -->$",
     re.MULTILINE | re.DOTALL,
@@ -77,8 +78,8 @@ def own_plugins() -> PluginManager:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(_line([_cell(c) for c in line]) for line in lines)
+    head, *body = (_line([_cell(c) for c in line]) for line in [header, *rows])
+    return "".join([head, "|".join(["---"] * len(header)) + "\n", *body])
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -114,7 +115,7 @@ def _key(field: FieldInfo) -> str:
 def _meaning(field: FieldInfo) -> str:
     """What a field means; its type only where neither default nor help says it."""
     choices = field.type.removesuffix(" | none")
-    shown = isinstance(field.default, bool | int | float | str)
+    shown = isinstance(field.default, bool | int | float | str) or choices in _SCALARS
     allowed = "" if field.allowed in _USUAL else field.allowed
     notes = [allowed or (choices if "'" in choices or not shown else "")]
     units = f" [{field.units}]" if field.units else ""
@@ -163,8 +164,17 @@ def components_page(manager: PluginManager) -> str:
     for kind in KINDS:
         parts.append(f"\n## {kind}\n")
         first: dict[FieldInfo, str] = {}
-        for component in manager.components(kind):
-            fields = info(kind, component.name, manager=manager).fields
+        fields_of = {
+            c: info(kind, c.name, manager=manager).fields for c in manager.components(kind)
+        }
+        every = [{_hashable(f) for f in fields} for fields in fields_of.values()]
+        common = set.intersection(*every) if len(every) > 1 else set()
+        if common:
+            fields = next(iter(fields_of.values()))
+            shared_table = fields_table(f for f in fields if _hashable(f) in common)
+            parts.append(f"\nAll have these fields:\n\n{shared_table}")
+        for component, found in fields_of.items():
+            fields = [f for f in found if _hashable(f) not in common]
             parts.append(
                 f"\n### {kind} {component.name}\n\n"
                 f"{component.summary} ({component.distribution}).\n"
@@ -231,7 +241,7 @@ def cli_page(manager: PluginManager) -> str:
     commands = dict(_commands(group, "sda"))
     rows = {path: [_parameter_row(p) for p in _parameters(c)] for path, c in commands.items()}
     every = [tuple(row) for command in rows.values() for row in command]
-    common = [list(row) for row in dict.fromkeys(every) if every.count(row) > 2]
+    common = [list(row) for row in dict.fromkeys(every) if every.count(row) > 1]
     parts = [
         f"# The `sda` command\n\n{NOTE}\n\nThe same is shown by `sda COMMAND --help`. "
         "These arguments and options mean the same wherever a command has them:\n\n"
@@ -297,17 +307,16 @@ def code_block(argument: str) -> str:
 
 
 def results_block(name: str) -> str:
-    """Measured figures as a table, with what is needed to measure them again."""
+    """Measured figures as a table; machine and commands stay in the file."""
     found = tomllib.loads((DOCS / "results" / f"{name}.toml").read_text())
     columns, rows = found["columns"], found["rows"]
     wrong = [row for row in rows if len(row) != len(columns)]
     if wrong:
         raise ValueError(f"{name}.toml: rows of another length than the columns: {wrong}")
     shown = [columns.index(c) for c in found.get("show", columns)]
-    commands = ", ".join(f"`{c}`" for c in found["commands"])
-    source = f"By {commands}; {found['recorded']}" if commands else f"Recorded {found['recorded']}"
+    rows = [rows[i] for i in found.get("show_rows", range(len(rows)))]
     body = table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
-    return f"{body}\n{found['note'].strip()}\n\n{source}.\n"
+    return f"{body}\n{found['note'].strip()} ({name}.toml, {found['recorded']})\n"
 
 
 def fill(page: Path, manager: PluginManager) -> str:

@@ -80,7 +80,7 @@ def test_measured_figures_are_shown_with_their_source(
     text = "\n".join(page.read_text() for page in PAGES)
     for file in sorted((DOCS / "results").glob("*.toml")):
         found = tomllib.loads(file.read_text())
-        assert set(found) - {"show"} == {
+        assert set(found) - {"show", "show_rows"} == {
             *("machine", "recorded", "commands", "columns", "rows", "note")
         }, file.name
         scripts = re.findall(r"\bbenchmarks/\w+\.py", " ".join(found["commands"]))
