@@ -13,7 +13,6 @@ is replaced, with one of these kinds:
     file PATH      a file of this repository, as a code block; PATH is relative to docs/
     code PATH NAME a class or function of such a file
     hooks          table of the plugin hooks
-    presets        table of the presets
     results NAME   table of measured figures, from docs/results/NAME.toml
 
 Only what this repository's own distributions bring is shown, whatever else is installed.
@@ -47,7 +46,6 @@ ROOT = DOCS.parent
 NOTE = "<!-- Written by docs/generate.py: change the code, not this page. -->"
 LANGUAGES = {".py": "python", ".toml": "toml"}
 _USUAL = ("1 or greater", "0 or greater", "greater than 0")  # not worth a note for each number
-_SCALARS = ("int", "float", "str")
 _BLOCK = re.compile(
     r"^<!-- generated: (?P<kind>\w+)(?: (?P<argument>[^\n]*?))? -->\n.*?^<!-- /generated -->$",
     re.MULTILINE | re.DOTALL,
@@ -113,13 +111,12 @@ def _key(field: FieldInfo) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    """What a field means; its type only where neither default nor help says it."""
-    choices = field.type.removesuffix(" | none")
-    shown = isinstance(field.default, bool | int | float | str) or choices in _SCALARS
+    """What a field means, its unit, and its choices or range."""
+    choices = field.type.removesuffix(" | none") if "'" in field.type else ""
     allowed = "" if field.allowed in _USUAL else field.allowed
-    notes = [allowed or (choices if "'" in choices or not shown else "")]
     units = f" [{field.units}]" if field.units else ""
-    return _markdown(field.help) + units + "".join(f" ({n})" for n in notes if n)
+    note = f" ({allowed or choices})" if allowed or choices else ""
+    return _markdown(field.help) + units + note
 
 
 def fields_table(fields: Iterable[FieldInfo]) -> str:
@@ -131,12 +128,6 @@ def fields_table(fields: Iterable[FieldInfo]) -> str:
 def _anchor(heading: str) -> str:
     """The anchor that forges give a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-def presets_table(manager: PluginManager) -> str:
-    """Table of the presets."""
-    rows = [[f"`{p.name}`", p.summary, p.distribution] for p in manager.presets()]
-    return table(["preset", "what it is", "distribution"], rows)
 
 
 def hooks_table() -> str:
@@ -319,13 +310,12 @@ def results_block(name: str) -> str:
     return f"{body}\n{found['note'].strip()} ({name}.toml, {found['recorded']})\n"
 
 
-def fill(page: Path, manager: PluginManager) -> str:
+def fill(page: Path) -> str:
     """The text of a page with its generated blocks renewed."""
     kinds: dict[str, Callable[[str], str]] = {
         "file": file_block,
         "code": code_block,
         "results": results_block,
-        "presets": lambda _: presets_table(manager),
         "hooks": lambda _: hooks_table(),
     }
 
@@ -350,7 +340,7 @@ def pages() -> dict[Path, str]:
     }
     for page in sorted(DOCS.rglob("*.md")):
         if page not in texts and "<!-- generated:" in page.read_text():
-            texts[page] = fill(page, manager)
+            texts[page] = fill(page)
     return texts
 
 

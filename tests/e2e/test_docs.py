@@ -67,9 +67,9 @@ def test_page_without_end_marker_is_refused(
     page = tmp_path / "page.md"
     page.write_text("<!-- generated: hooks -->\n")
     with pytest.raises(ValueError, match=r"page\.md: a block that is generated has no end"):
-        generate.fill(page, generate.own_plugins())
+        generate.fill(page)
     page.write_text("a\n<!-- generated: hooks -->\nold\n<!-- /generated -->\nb\n")
-    text = generate.fill(page, generate.own_plugins())
+    text = generate.fill(page)
     assert text.startswith("a\n<!-- generated: hooks -->\nhook | arg")
     assert text.endswith("report.\n<!-- /generated -->\nb\n")
 
