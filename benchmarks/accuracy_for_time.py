@@ -33,9 +33,10 @@ from torch import Tensor
 from sda_core import load_experiment, simulate
 from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.experiment import Experiment, Run
-from sda_core.method import ParticleFilter, Problem, Toolbox
+from sda_core.method import ParticleFilter, Problem
 from sda_core.stages import make_problem
 from sda_core.stages.common import load_model
+from sda_core.testing import draw
 
 LO = ["observation.every=8", "observation.std=0.05"]
 
@@ -64,9 +65,7 @@ def main(
             if not run.data.is_dir():
                 simulate(experiment, folder, progress=False)
             problem = make_problem(run)
-            reference, again = (
-                ParticleFilter().assimilate(problem, members, seed, Toolbox()) for seed in (1, 2)
-            )
+            reference, again = (ParticleFilter().draw(problem, members, seed) for seed in (1, 2))
             rows.setdefault("particle filter", []).append(
                 (float("nan"), evaluate_ensemble(problem, again, reference))
             )
@@ -103,12 +102,12 @@ def ours(
 ) -> Callable[[], Tensor]:
     """This project's ensemble."""
     method = experiment.require("method", "this")
-    tools = Toolbox(
+    tools = dict(
         model=load_model(run),
         sampler=attrs.evolve(experiment.require("sampler", "this"), steps=steps),
         guidance=experiment.guidance,
     )
-    return lambda: method.assimilate(problem, members, 0, tools)
+    return lambda: draw(method, problem, members, 0, **tools)
 
 
 def theirs(

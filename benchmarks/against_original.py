@@ -35,9 +35,9 @@ from rich.table import Table
 from sda_core import load_experiment, simulate
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
 from sda_core.experiment import Experiment, Run
-from sda_core.method import Toolbox
 from sda_core.model import TrainedModel
 from sda_core.stages import make_problem
+from sda_core.testing import draw
 from sda_core.training import Trainer
 
 
@@ -134,11 +134,11 @@ def sampling(
         for p, q in pairs:
             p.copy_(q)
     sampler = attrs.evolve(experiment.sampler, corrections=corrections)
-    tools = Toolbox(model=model, sampler=sampler, guidance=experiment.guidance)
+    tools = dict(model=model, sampler=sampler, guidance=experiment.guidance)
 
     def ours() -> float:
         started = time.perf_counter()
-        experiment.require("method", "sampling").assimilate(problem, members, 0, tools)
+        draw(experiment.require("method", "sampling"), problem, members, 0, **tools)
         return time.perf_counter() - started
 
     def theirs() -> float:

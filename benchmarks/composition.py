@@ -45,8 +45,9 @@ from sda_core.errors import AssimilationError
 from sda_core.evaluation.metrics import log_prior, wasserstein1
 from sda_core.experiment import Run
 from sda_core.io.files import write_text
-from sda_core.method import ParticleFilter, Problem, Toolbox, sample_members
+from sda_core.method import EnsembleSampler, ParticleFilter, Problem
 from sda_core.model import TrainedModel
+from sda_core.testing import draw
 
 LENGTH = 65
 DDIM, DDPM = (f'sampler={{name="{name}", steps=64, grid="rho"}}' for name in ("ddim", "ddpm"))
@@ -110,7 +111,8 @@ class Task:
         model = TrainedModel.load(self.run / "model", config=experiment.model)
         shape = (self.members, LENGTH, *model.spec.state_shape)
         return _plausibility(
-            experiment.system, sample_members(model, experiment.require("sampler", "it"), shape, 1)
+            experiment.system,
+            EnsembleSampler(model, experiment.require("sampler", "it"), shape, 1).sample(),
         )
 
     def _posterior(self, directory: Path) -> dict[str, float]:
@@ -119,12 +121,12 @@ class Task:
             changes = (*SCENARIOS[self.scenario], f"assimilate.trajectory={number}")
             experiment = load_experiment(self.run, (*changes, *self.overrides))
             problem = stages.make_problem(Run(experiment, self.run))
-            tools = Toolbox(
+            tools = dict(
                 model=TrainedModel.load(self.run / "model", config=experiment.model),
                 sampler=experiment.sampler,
                 guidance=experiment.guidance,
             )
-            x = experiment.require("method", "it").assimilate(problem, self.members, number, tools)
+            x = draw(experiment.require("method", "it"), problem, self.members, number, **tools)
             one, two = (_filtered(directory, problem, self.members, seed) for seed in (1, 2))
             distances = {"w1": wasserstein1(x, one), "filter_w1": wasserstein1(two, one)}
             found.append(_plausibility(problem.system, x) | distances)
@@ -142,7 +144,7 @@ def _filtered(directory: Path, problem: Problem, members: int, seed: int) -> Ten
     path = directory / "filter" / f"{key}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, ParticleFilter().assimilate(problem, members, seed, Toolbox()).numpy())
+        np.save(path, ParticleFilter().draw(problem, members, seed).numpy())
     return torch.from_numpy(np.load(path))
 
 

@@ -41,11 +41,11 @@ from sda_core import load_experiment, simulate
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
 from sda_core.experiment import Experiment
 from sda_core.experiment.run import Run, device
-from sda_core.method import Toolbox
 from sda_core.model import TrainedModel
 from sda_core.random import seeded_generator
 from sda_core.stages import make_problem
 from sda_core.system import HasContext
+from sda_core.testing import draw
 from sda_core.training import Trainer
 
 #: The paper's: states simulated for a trajectory, steps of the training, steps of a posterior.
@@ -262,7 +262,7 @@ def posterior(
     """Seconds for the preset's members, or one on a CPU, scaled, and the memory plan."""
     problem = make_problem(Run(experiment, directory))
     said: list[str] = []
-    tools = Toolbox(
+    tools = dict(
         model=new_model(experiment, store),
         sampler=attrs.evolve(experiment.sampler, steps=steps),
         guidance=experiment.guidance,
@@ -273,7 +273,7 @@ def posterior(
     if GPU:
         torch.cuda.reset_peak_memory_stats()
     started = clock()
-    method.assimilate(problem, members, 0, tools)
+    draw(method, problem, members, 0, **tools)
     return (clock() - started) * SAMPLING_STEPS / steps, "\n".join(said)
 
 

@@ -25,9 +25,10 @@ from rich.table import Table
 from sda_core import load_experiment
 from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.experiment import Run
-from sda_core.method import Interpolation, Toolbox
+from sda_core.method import Interpolation
 from sda_core.model import TrainedModel
 from sda_core.stages import make_problem
+from sda_core.testing import draw
 from sda_kolmogorov.scores import kolmogorov_scores
 
 SCENARIOS = {
@@ -72,7 +73,7 @@ def main(
                 [*SCENARIOS[label], f"assimilate.trajectory={number}", *(change or [])],
             )
             problem = make_problem(Run(experiment, directory))
-            tools = Toolbox(
+            tools = dict(
                 model=TrainedModel.load(directory / "model", config=experiment.model),
                 sampler=experiment.sampler,
                 guidance=experiment.guidance,
@@ -83,7 +84,7 @@ def main(
             }
             for name, method in methods.items():
                 started = time.perf_counter()
-                ensemble = method.assimilate(problem, members, 1_000 + number, tools)
+                ensemble = draw(method, problem, members, 1_000 + number, **tools)
                 seconds = time.perf_counter() - started
                 scores = evaluate_ensemble(problem, ensemble) | kolmogorov_scores(problem, ensemble)
                 rows[name].append([*(scores.get(c, np.nan) for c in COLUMNS), seconds])

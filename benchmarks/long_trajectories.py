@@ -32,10 +32,11 @@ from rich.table import Table
 
 from sda_core import load_experiment
 from sda_core.io.ensemble_file import EnsembleFile
-from sda_core.method import SDA, Problem, Toolbox
+from sda_core.method import SDA, Problem
 from sda_core.model import TrainedModel
 from sda_core.random import seeded_generator
 from sda_core.system import simulate_block
+from sda_core.testing import draw
 
 LENGTHS = (65, 1025, 4097)
 
@@ -52,7 +53,7 @@ def measure(model: Path, length: int, members: int, memory: float, steps: int) -
     torch.set_num_threads(1)
     experiment, lines = load_experiment("lorenz63-quick", [f"sampler.steps={steps}"]), []
     system, trained = experiment.system, TrainedModel.load(model)
-    tools = Toolbox(
+    tools = dict(
         model=trained,
         sampler=experiment.sampler,
         guidance=experiment.guidance,
@@ -65,7 +66,7 @@ def measure(model: Path, length: int, members: int, memory: float, steps: int) -
         y = observation.sample(truth, seeded_generator(1))
         return Problem(system=system, observation=observation, y=y)
 
-    SDA(memory=memory).assimilate(problem(LENGTHS[0]), 1, 0, tools)  # all is loaded after this
+    draw(SDA(memory=memory), problem(LENGTHS[0]), 1, 0, **tools)  # all is loaded after this
     asked, before, peak, done = problem(length), own_memory(), 0.0, threading.Event()
 
     def watch() -> None:
@@ -78,11 +79,11 @@ def measure(model: Path, length: int, members: int, memory: float, steps: int) -
         path, shape = Path(folder) / "posterior.nc", (members, *asked.shape)
         ensemble = EnsembleFile(path, trained.spec, shape, {})
         watcher.start()
-        x = SDA(memory=memory).assimilate(asked, members, 0, evolve(tools, ensemble=ensemble))
+        x = draw(SDA(memory=memory), asked, members, 0, **{**tools, "ensemble": ensemble})
         done.set()
         watcher.join()
         other = evolve(trained, config=evolve(trained.config, chunk_size=7))
-        again = SDA(batch_size=1).assimilate(asked, 2, 0, evolve(tools, model=other))
+        again = draw(SDA(batch_size=1), asked, 2, 0, **{**tools, "model": other})
         std = torch.tensor(trained.spec.std)
         return {
             "plan": lines[1].split("; ")[1],

@@ -26,9 +26,10 @@ from rich.table import Table
 from sda_core import load_experiment, simulate
 from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.experiment import Run
-from sda_core.method import ParticleFilter, Toolbox
+from sda_core.method import ParticleFilter
 from sda_core.stages import make_problem
 from sda_core.stages.common import load_model
+from sda_core.testing import draw
 
 SCENARIOS = {
     "LO": ["observation.every=8", "observation.std=0.05"],
@@ -70,21 +71,21 @@ def main(
             if experiment.model.pretrained is not None and not run.is_done("simulate"):
                 simulate(experiment, directory)
             problem = make_problem(run)
-            tools = Toolbox(
+            tools = dict(
                 model=load_model(run),
                 sampler=experiment.sampler,
                 guidance=experiment.guidance,
             )
             started = time.perf_counter()
-            posterior = experiment.require("method", "this").assimilate(
-                problem, members, 1_000 + number, tools
+            posterior = draw(
+                experiment.require("method", "this"), problem, members, 1_000 + number, **tools
             )
             seconds = time.perf_counter() - started
             particles = ParticleFilter()
             started = time.perf_counter()
-            reference = particles.assimilate(problem, members, 2_000 + number, tools)
+            reference = draw(particles, problem, members, 2_000 + number, **tools)
             filter_seconds = time.perf_counter() - started
-            again = particles.assimilate(problem, members, 3_000 + number, tools)
+            again = draw(particles, problem, members, 3_000 + number, **tools)
             for name, ensemble, elapsed in (
                 ("posterior", posterior, seconds),
                 ("filter", again, filter_seconds),

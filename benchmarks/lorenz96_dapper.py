@@ -36,12 +36,13 @@ from torch import Tensor
 
 from sda_core import load_experiment
 from sda_core.experiment import Experiment
-from sda_core.method import Problem, Toolbox
+from sda_core.method import Problem
 from sda_core.model import TrainedModel
 from sda_core.observation import Select
 from sda_core.random import MemberNoise, seeded_generator
 from sda_core.sampler import DDPM, SamplerState
 from sda_core.system import System
+from sda_core.testing import draw
 
 #: Windows denoised at once.
 CHUNK = 64
@@ -216,8 +217,8 @@ def guided_ensemble(
         observation=Select(std=STD).bind(model.spec, len(observed)),
         y=observed,
     )
-    tools = Toolbox(model=model, sampler=experiment.sampler, guidance=experiment.guidance)
-    return experiment.require("method", "this").assimilate(problem, members, seed, tools)
+    tools = dict(model=model, sampler=experiment.sampler, guidance=experiment.guidance)
+    return draw(experiment.require("method", "this"), problem, members, seed, **tools)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from sda_core.errors import AssimilationError, AssimilationWarning
 from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.experiment import Run
 from sda_core.guidance import Guidance
-from sda_core.method import SDA, Method, ParticleFilter, Problem, Toolbox
+from sda_core.method import SDA, Method, ParticleFilter, Problem
 from sda_core.model import TrainedModel
 from sda_core.sampler import DDPM
 from sda_core.stages import make_problem
+from sda_core.testing import draw
 
 GUIDANCES = (
     {"name": "gaussian", "gamma": 0.03},
@@ -39,20 +40,15 @@ SCORES = ("log_prior", "log_prior_median", "log_likelihood", "wasserstein1")
 
 
 def row(
-    method: Method, problem: Problem, members: int, seed: int, tools: Toolbox, reference: Any
+    method: Method, problem: Problem, members: int, seed: int, tools: dict[str, Any], reference: Any
 ) -> tuple[list[float], dict[str, Any]]:
     """Scores of a method, and what it records."""
     recorded: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AssimilationWarning)
-        given = Toolbox(
-            model=tools.model,
-            sampler=tools.sampler,
-            guidance=tools.guidance,
-            record=recorded.update,
-        )
+        given = {**tools, "record": recorded.update}
         try:
-            x = method.assimilate(problem, members, seed, given)
+            x = draw(method, problem, members, seed, **given)
         except AssimilationError:
             return [np.nan] * len(SCORES), recorded
     scores = evaluate_ensemble(problem, x, reference)
@@ -78,8 +74,8 @@ def main(
         experiment = load_experiment(directory, [f"assimilate.trajectory={number}"])
         problem = make_problem(Run(experiment, directory))
         filter_ = ParticleFilter()
-        reference = filter_.assimilate(problem, members, 2_000 + number, Toolbox())
-        again = filter_.assimilate(problem, members, 3_000 + number, Toolbox())
+        reference = filter_.draw(problem, members, 2_000 + number)
+        again = filter_.draw(problem, members, 3_000 + number)
         scores = evaluate_ensemble(problem, again, reference)
         rows.setdefault(("particle filter", ""), []).append([scores[name] for name in SCORES])
         model = TrainedModel.load(directory / "model", config=experiment.model)
@@ -89,7 +85,7 @@ def main(
                 ("uncorrected", SDA(), steps * particles // members),
                 ("corrected", TwistedSMC(particles=particles), steps),
             ):
-                tools = Toolbox(
+                tools = dict(
                     model=model,
                     sampler=DDPM(steps=n, grid="rho"),
                     guidance=structure(Guidance, table),

@@ -384,7 +384,7 @@ class Prior(Method):
     fixed: bool = False
     together: bool = False
 
-    def assimilate(self, problem, members, seed, tools):
+    def draw(self, problem, members, seed, execution):
         generator = torch.Generator().manual_seed(0 if self.fixed else seed)
         x = problem.system.prior((members,), generator)
         states = [x]
@@ -393,27 +393,27 @@ class Prior(Method):
             if self.together:
                 x = x + 0.01 * x.mean(0)
             states.append(x)
-            if tools.on_step:
-                tools.on_step(i, problem.length - 1)
+            if execution.on_step:
+                execution.on_step(i, problem.length - 1)
         return torch.stack(states, 1)
 
 
 class Independent(Prior):
     """As the prior, with each member's own noise."""
 
-    def assimilate(self, problem, members, seed, tools):
+    def draw(self, problem, members, seed, execution):
         each = [
-            super(Independent, self).assimilate(problem, 1, 1000 * seed + m, tools)
+            super(Independent, self).draw(problem, 1, 1000 * seed + m, execution)
             for m in range(members)
         ]
         return torch.cat(each)
 
 
 class IndependentQuiet(Independent):
-    def assimilate(self, problem, members, seed, tools):
-        out = super().assimilate(problem, members, seed, attrs.evolve(tools, on_step=None))
-        if tools.on_step:
-            tools.on_step(1, 1)
+    def draw(self, problem, members, seed, execution):
+        out = super().draw(problem, members, seed, attrs.evolve(execution, on_step=None))
+        if execution.on_step:
+            execution.on_step(1, 1)
         return out
 
 

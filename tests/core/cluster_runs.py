@@ -13,7 +13,7 @@ from sda_core.experiment import Experiment, Run, load_experiment
 from sda_core.model import TrainedModel
 
 
-class Losing(Denoiser):
+class Diverging(Denoiser):
     """Loses each member whose noise begins above 1."""
 
     def __init__(self, prior: Denoiser) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from sda_core.io import xarray as xarray_io
 from sda_core.io.ensemble_file import EnsembleFile
-from sda_core.method import sample_members
+from sda_core.method import EnsembleSampler, Execution
 from sda_core.sampler import DDPM, AdamsBashforth, DPMSolver, PredictorCorrector, Sampler
 from sda_core.system import SystemSpec
 from sda_core.testing import gaussian_problem
@@ -37,7 +37,8 @@ def sample(
 ) -> torch.Tensor:
     """In batches of 2 members, of which the state is kept after every step."""
     file = EnsembleFile(path, SPEC, SHAPE, {"steps": sampler.steps}, minutes=0.0)
-    x = sample_members(MODEL, sampler, SHAPE, 3, batch_size=2, ensemble=file, on_step=on_step)
+    sampling = EnsembleSampler(MODEL, sampler, SHAPE, 3, batch_size=2)
+    x = sampling.sample(Execution(ensemble=file, on_step=on_step))
     file.finish(x)
     return x
 
@@ -83,7 +84,7 @@ def killed(sampler: Sampler, path: Path, deadline: int, names: Path) -> bool:
 def everywhere(sampler: Sampler, directory: Path, every: int) -> int:
     """Kill at an operation, then at another as it goes on; then go on to the end."""
     names, done = directory / "names", 0
-    whole = sample_members(MODEL, sampler, SHAPE, 3, batch_size=2)
+    whole = EnsembleSampler(MODEL, sampler, SHAPE, 3, batch_size=2).sample()
     for deadline in itertools.count(step=every):
         path, steps = directory / str(deadline) / "posterior.nc", []
         alive = not killed(sampler, path, deadline, names)

@@ -22,7 +22,7 @@ from sda_core.data import SPLITS, split_path
 from sda_core.errors import AssimilationWarning, ClusterError, ConfigError, SDAError
 from sda_core.io.ensemble_file import EnsembleFile
 from sda_core.kernel import Kernel
-from sda_core.method import sample_members
+from sda_core.method import EnsembleSampler, Execution
 from sda_core.model import ModelConfig, TrainedModel
 from sda_core.observation import Concatenate, Select
 from sda_core.plugins import Component, PluginManager, default_manager, hookimpl
@@ -249,25 +249,19 @@ SPEC = SystemSpec(variables=("u", "v"), time_step=0.1)
 
 def _sample(cluster=None, guide=None, ensemble=None, on_step=None):
     model = gaussian_problem(length=4).model
-    return sample_members(
-        model,
-        DDPM(steps=3),
-        (7, 4, 2),
-        0,
-        guide=guide,
-        batch_size=2,
-        cluster=cluster,
-        workers=2,
-        ensemble=ensemble,
-        on_step=on_step,
+    sampling = EnsembleSampler(model, DDPM(steps=3), (7, 4, 2), 0, guide=guide, batch_size=2)
+    return sampling.sample(
+        Execution(cluster=cluster, workers=2, ensemble=ensemble, on_step=on_step)
     )
 
 
-def test_lost_members_are_drawn_again_as_in_one_process() -> None:
+def test_diverged_members_are_drawn_again_as_in_one_process() -> None:
     results = []
     for cluster in (None, Here()):
         with pytest.warns(AssimilationWarning, match="of 7 members are not finite") as heard:
-            results.append((_sample(cluster, cluster_runs.Losing), [str(w.message) for w in heard]))
+            results.append(
+                (_sample(cluster, cluster_runs.Diverging), [str(w.message) for w in heard])
+            )
     (x, said), (y, also) = results
     assert torch.equal(x, y)
     assert said == also

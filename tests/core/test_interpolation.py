@@ -10,10 +10,11 @@ import torch
 
 from sda_core.config import component, option
 from sda_core.errors import AssimilationError
-from sda_core.method import Interpolation, Problem, Toolbox
+from sda_core.method import Interpolation, Problem
 from sda_core.method.interpolation import _minimize, _modes
 from sda_core.observation import Function, Observation, Select
 from sda_core.system import Axis, System, SystemSpec
+from sda_core.testing import draw
 
 
 @component
@@ -54,7 +55,7 @@ def _problem(truth, observation: Observation, *, noise=True, **standardization) 
 
 
 def _interpolate(problem: Problem, **options) -> torch.Tensor:
-    return Interpolation(**options).assimilate(problem, 2, 0, Toolbox())[0].double()
+    return Interpolation(**options).draw(problem, 2, 0)[0].double()
 
 
 def _rms(x) -> float:
@@ -188,11 +189,11 @@ def test_the_weight_of_time() -> None:
 
 def test_members_are_all_the_same() -> None:
     problem, heard = _problem(_waves(4, 8), Select(std=0.1)), []
-    tools = Toolbox(on_step=lambda *step: heard.append(step))
-    x = Interpolation().assimilate(problem, 5, 0, tools)
+    tools = dict(on_step=lambda *step: heard.append(step))
+    x = draw(Interpolation(), problem, 5, 0, **tools)
     assert (x.shape, x.dtype) == ((5, 4, 2, 8, 8), torch.float32)
     assert (x == x[0]).all()
-    assert torch.equal(x, Interpolation().assimilate(problem, 5, 1, Toolbox()))
+    assert torch.equal(x, Interpolation().draw(problem, 5, 1))
     assert heard == [(i + 1, 12) for i in range(12)]
     assert Interpolation.point_estimate
     assert not Interpolation.needs_model

@@ -12,8 +12,7 @@ from sda_core.config import structure
 from sda_core.errors import AssimilationError, ConfigError
 from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.guidance import Likelihood
-from sda_core.io.xarray import observations
-from sda_core.method import ParticleFilter, Problem, Toolbox
+from sda_core.method import ParticleFilter, Problem
 from sda_core.noise import Correlated, Gaussian, JointNoise, Laplace, Poisson, StudentT
 from sda_core.observation import Compose, Concatenate, Function, Observation, Select
 from sda_core.system import SystemSpec
@@ -212,10 +211,10 @@ def test_filters_refuse_errors_correlated_between_times() -> None:
     model = Select(noise=noise).bind(chain.spec, 4)
     problem = Problem(system=chain, observation=model, y=torch.zeros(4, 2).double())
     with pytest.raises(AssimilationError, match=r"correlated between times.*'sda'.*noise.axis"):
-        ParticleFilter(particles=8).assimilate(problem, 2, 0, Toolbox())
+        ParticleFilter(particles=8).draw(problem, 2, 0)
     within = Select(noise=_correlated_pair()).bind(chain.spec, 4)
     problem = Problem(system=chain, observation=within, y=torch.zeros(4, 2).double())
-    ParticleFilter(particles=8).assimilate(problem, 2, 0, Toolbox())
+    ParticleFilter(particles=8).draw(problem, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +230,7 @@ def test_residuals_of_the_truth_have_size_one(noise) -> None:
     y = model.sample(truth, torch.Generator().manual_seed(1))
     problem = Problem(system=chain, observation=model, y=y)
     assert evaluate_ensemble(problem, truth[None])["residual_std"] == pytest.approx(1, abs=0.03)
-    written = observations(problem)["std"]
+    written = problem.to_dataset()["std"]
     assert written.shape == (4000, 2)
     if isinstance(noise, Poisson):
         np.testing.assert_allclose(written, (0.1 * y.clamp_min(0.001)).sqrt())

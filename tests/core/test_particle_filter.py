@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sda_core.errors import AssimilationError
-from sda_core.method import SDA, ParticleFilter, Problem, Toolbox
+from sda_core.method import SDA, ParticleFilter, Problem
 from sda_core.observation import Function
 from sda_core.sampler import DDPM
 from sda_core.system import HasLogProb
-from sda_core.testing import ExactGuidance, GaussianChain, gaussian_problem
+from sda_core.testing import ExactGuidance, GaussianChain, draw, gaussian_problem
 from sda_lorenz.damped_spring import DampedSpring
 
 
@@ -20,7 +20,7 @@ def test_particle_filter_is_the_smoother(system, every) -> None:
     problem = gaussian_problem(system, length=9, every=every, std=0.5, transitions=20)
     members = 4096
     method = ParticleFilter(particles=16384, burn_in=20)
-    ensemble = method.assimilate(problem.problem, members, 0, Toolbox())
+    ensemble = method.draw(problem.problem, members, 0)
     error = (ensemble.mean(0) - problem.mean) / problem.std
     assert error.abs().max() < 0.12
     assert (ensemble.std(0) / problem.std - 1).abs().max() < 0.1
@@ -37,9 +37,7 @@ def test_more_particles_are_closer() -> None:
     errors = []
     for particles in (64, 8192):
         runs = [
-            ParticleFilter(particles=particles, burn_in=8).assimilate(
-                problem.problem, 64, seed, Toolbox()
-            )
+            ParticleFilter(particles=particles, burn_in=8).draw(problem.problem, 64, seed)
             for seed in range(8)
         ]
         means = torch.stack([run.mean(0) for run in runs])
@@ -49,9 +47,7 @@ def test_more_particles_are_closer() -> None:
 
 def test_without_observations_in_between_paths_follow_the_system() -> None:
     problem = gaussian_problem(length=9, every=8, transitions=8)
-    ensemble = ParticleFilter(particles=4096, burn_in=8).assimilate(
-        problem.problem, 1024, 0, Toolbox()
-    )
+    ensemble = ParticleFilter(particles=4096, burn_in=8).draw(problem.problem, 1024, 0)
     system = problem.problem.system
     assert isinstance(system, HasLogProb)
     _, _, F, b, Q = system.linear_gaussian()
@@ -86,32 +82,32 @@ def test_errors() -> None:
     problem = gaussian_problem(length=3).problem
     filter_ = ParticleFilter(particles=8)
     with pytest.raises(AssimilationError, match="9 members cannot be drawn from 8 particles"):
-        filter_.assimilate(problem, 9, 0, Toolbox())
+        filter_.draw(problem, 9, 0)
     hopeless = Problem(
         system=problem.system, observation=problem.observation, y=problem.y * float("inf")
     )
     with pytest.raises(
         AssimilationError, match=r"no particle is compatible .* time index 0.*now 8"
     ):
-        filter_.assimilate(hopeless, 2, 0, Toolbox())
+        filter_.draw(hopeless, 2, 0)
     mixed = Function(target=torch.sin, statewise=False, std=1.0).bind(problem.system.spec, 3)
     y = torch.zeros(3, 2, dtype=torch.float64)
     with pytest.raises(AssimilationError, match="mixes times"):
-        filter_.assimilate(Problem(system=problem.system, observation=mixed, y=y), 2, 0, Toolbox())
+        filter_.draw(Problem(system=problem.system, observation=mixed, y=y), 2, 0)
 
 
 def test_sda_does_not_depend_on_the_batch_size() -> None:
     problem = gaussian_problem(length=4)
-    tools = Toolbox(model=problem.model, sampler=DDPM(steps=8), guidance=ExactGuidance())
-    all_at_once = SDA(batch_size=7).assimilate(problem.problem, 7, 3, tools)
-    in_parts = SDA(batch_size=3).assimilate(problem.problem, 7, 3, tools)
+    tools = dict(model=problem.model, sampler=DDPM(steps=8), guidance=ExactGuidance())
+    all_at_once = draw(SDA(batch_size=7), problem.problem, 7, 3, **tools)
+    in_parts = draw(SDA(batch_size=3), problem.problem, 7, 3, **tools)
     torch.testing.assert_close(all_at_once, in_parts, rtol=1e-4, atol=1e-4)
 
 
 def test_sda_errors() -> None:
     problem = gaussian_problem(length=4)
     with pytest.raises(AssimilationError, match="SDA needs a trained model, a sampler and a guid"):
-        SDA().assimilate(problem.problem, 2, 0, Toolbox(model=problem.model))
+        draw(SDA(), problem.problem, 2, 0, model=problem.model)
 
     class Lost(ExactGuidance):
         def __call__(self, prior, likelihood):
@@ -120,6 +116,6 @@ def test_sda_errors() -> None:
             denoiser.forward = lambda x, t: torch.where(x[:, :1, :1] > 0, forward(x, t), torch.nan)
             return denoiser
 
-    tools = Toolbox(model=problem.model, sampler=DDPM(steps=4), guidance=Lost())
+    tools = dict(model=problem.model, sampler=DDPM(steps=4), guidance=Lost())
     with pytest.raises(AssimilationError, match=r"of 16 members are not finite \(first: \[.*tau"):
-        SDA().assimilate(problem.problem, 16, 0, tools)
+        draw(SDA(), problem.problem, 16, 0, **tools)

@@ -20,8 +20,8 @@ from sda_core.errors import AssimilationError, AssimilationWarning, StoppedError
 from sda_core.experiment import Run
 from sda_core.io import xarray as xarray_io
 from sda_core.io.ensemble_file import EnsembleFile
-from sda_core.method import SDA, Toolbox, sample_members
-from sda_core.method.lost_members import Draws
+from sda_core.method import SDA, EnsembleSampler, Execution
+from sda_core.method.divergence import RedrawTracker
 from sda_core.model import TrainedModel
 from sda_core.random import MemberNoise, seeded_generator
 from sda_core.sampler import (
@@ -36,7 +36,7 @@ from sda_core.sampler import (
 )
 from sda_core.stages.streaming import ensemble_file
 from sda_core.system import SystemSpec
-from sda_core.testing import ExactGuidance, gaussian_problem
+from sda_core.testing import ExactGuidance, draw, gaussian_problem
 
 SHAPE, STEPS = (5, 4, 2), 6
 SPEC = SystemSpec(variables=("a", "b"), time_step=0.1)
@@ -94,17 +94,9 @@ def _sample(sampler, ensemble=None, stop_at=None, batch_size=2, **settings):
             raise PowerCutError
         heard.append(step)
 
-    x = sample_members(
-        settings.pop("model", None) or _model(),
-        sampler,
-        SHAPE,
-        3,
-        batch_size=batch_size,
-        ensemble=ensemble,
-        on_step=on_step,
-        **settings,
-    )
-    return x, heard
+    model, guide = settings.pop("model", None) or _model(), settings.pop("guide", None)
+    sampling = EnsembleSampler(model, sampler, SHAPE, 3, guide=guide, batch_size=batch_size)
+    return sampling.sample(Execution(ensemble=ensemble, on_step=on_step, **settings)), heard
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
@@ -150,14 +142,14 @@ def test_a_stop_is_asked_for(number, tmp_path) -> None:
 
     ensemble = _file(tmp_path, minutes=60.0)  # nothing is due but what a stop keeps
     with pytest.raises(StoppedError, match=r"the same command goes on from there .*posterior.part"):
-        sample_members(
-            _model(), sampler, SHAPE, 3, batch_size=2, on_step=on_step, ensemble=ensemble
+        EnsembleSampler(_model(), sampler, SHAPE, 3, batch_size=2).sample(
+            Execution(on_step=on_step, ensemble=ensemble)
         )
     lines = []
     x, rest = _sample(sampler, _file(tmp_path), announce=lines.append)
     assert rest[0] == 6  # the signal came after step 4, and was seen after step 5
     assert torch.equal(x, _sample(sampler)[0])
-    assert lines == ["going on after 0 of 5 members and 5 steps of the next 2"]
+    assert lines == ["resuming after 0 of 5 members and 5 steps of the next 2"]
 
 
 def test_between_checkpoints_finished_batches_are_kept(tmp_path) -> None:
@@ -167,7 +159,7 @@ def test_between_checkpoints_finished_batches_are_kept(tmp_path) -> None:
     x, rest = _sample(sampler, _file(tmp_path), announce=lines.append)
     assert rest[0] == STEPS + 1
     assert torch.equal(x, _sample(sampler)[0])
-    assert lines == ["going on after 2 of 5 members"]
+    assert lines == ["resuming after 2 of 5 members"]
 
 
 def test_it_goes_on_in_the_same_batches(tmp_path, monkeypatch) -> None:
@@ -198,7 +190,7 @@ def test_another_identity_starts_anew(tmp_path) -> None:
 # --- lost members ---
 
 
-def _losing(lost):
+def _diverging(lost):
     """Guidance that loses the members whose noise starts so."""
 
     def guide(prior):
@@ -226,14 +218,14 @@ def test_drawing_lost_members_again_goes_on(tmp_path) -> None:
     again = seeded_generator(3, 1).initial_seed()
     lost = [_first(3, 1), _first(3, 4), _first(again, 4)]
     with pytest.warns(AssimilationWarning) as heard:
-        whole, _ = _sample(sampler, guide=_losing(lost))
+        whole, _ = _sample(sampler, guide=_diverging(lost))
     assert [str(w.message)[:6] for w in heard] == ["2 of 5", "1 of 5"]
     evaluations = 0
 
     def until(stop_at):
         def guide(prior):
             nonlocal evaluations
-            prior = _losing(lost)(prior)
+            prior = _diverging(lost)(prior)
             forward, evaluations = prior.forward, 0
 
             def counted(x, t):
@@ -264,12 +256,14 @@ def test_drawing_lost_members_again_goes_on(tmp_path) -> None:
 
 
 def test_draws_say_nothing_twice() -> None:
-    draws = Draws(4, torch.tensor([torch.nan, 2.0, torch.nan, 3.0]), torch.tensor([1, 2, 1, 1]))
+    draws = RedrawTracker(
+        4, torch.tensor([torch.nan, 2.0, torch.nan, 3.0]), torch.tensor([1, 2, 1, 1])
+    )
     drawn = []
 
     def draw(numbers, attempt):
         drawn.append((attempt, numbers.tolist()))
-        draws.note(numbers, torch.full((len(numbers),), torch.nan))
+        draws.record(numbers, torch.full((len(numbers),), torch.nan))
 
     with pytest.warns(AssimilationWarning, match=r"1 of 4 .* attempt 3 of 4") as heard:
         draws.complete(draw)
@@ -307,9 +301,9 @@ def test_the_method_uses_the_ensemble(tmp_path) -> None:
     problem = gaussian_problem(length=4)
     tools = {"model": problem.model, "sampler": DDPM(steps=STEPS), "guidance": ExactGuidance()}
     ensemble = _file(tmp_path)
-    x = SDA().assimilate(problem.problem, 5, 0, Toolbox(ensemble=ensemble, **tools))
+    x = draw(SDA(), problem.problem, 5, 0, ensemble=ensemble, **tools)
     assert x is ensemble.values
-    assert torch.equal(x, SDA().assimilate(problem.problem, 5, 0, Toolbox(**tools)))
+    assert torch.equal(x, draw(SDA(), problem.problem, 5, 0, **tools))
 
 
 # --- a stage ---
@@ -371,7 +365,7 @@ def test_a_stage_that_is_killed_goes_on(stage, tmp_path) -> None:
             ran = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
             # Each of 3 batches is saved after each of 4 steps and when it is finished.
             assert ran.stdout == f"1 -{15 - deadline}\n"
-            assert "going on after 2 of 6 members and 4 steps of the next 2" in ran.stderr
+            assert "resuming after 2 of 6 members and 4 steps of the next 2" in ran.stderr
         else:
             getattr(stages, stage)(experiment, directory, progress=False)
         name = {"assimilate": "posterior.nc", "sample": "samples.nc"}[stage]

@@ -19,12 +19,12 @@ from sda_core.guidance import Likelihood
 from sda_core.io.progress import announce
 from sda_core.method import (
     SDA,
+    EnsembleSampler,
+    Execution,
     MemoryPlan,
     Problem,
-    Toolbox,
     peak_bytes,
     plan_memory,
-    sample_members,
 )
 from sda_core.model import ModelConfig, TrainedModel
 from sda_core.observation import Function
@@ -32,7 +32,7 @@ from sda_core.random import MemberNoise
 from sda_core.sampler import DDIM, DDPM, PredictorCorrector
 from sda_core.schedule import VP
 from sda_core.system import Axis, System, SystemSpec
-from sda_core.testing import ExactGuidance, gaussian_problem
+from sda_core.testing import ExactGuidance, draw, gaussian_problem
 from sda_dps.dps import DPS
 from sda_dps.gaussian import GaussianGuidance
 from sda_dps.mmps import MMPS
@@ -264,11 +264,11 @@ PROCESS = """
 import torch
 from sda_core.config import component
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
-from sda_core.method import SDA, Problem, Toolbox
+from sda_core.method import SDA, Problem
 from sda_core.observation import Select
 from sda_core.sampler import DDIM
 from sda_core.schedule import VP
-from sda_core.testing import GaussianChain, gaussian_problem
+from sda_core.testing import GaussianChain, draw, gaussian_problem
 from sda_dps.gaussian import GaussianGuidance
 
 class Wide(Denoiser):  # 3.5 MiB for each window
@@ -287,11 +287,11 @@ def run(members, length):
     system = GaussianChain()
     observation = Select(every=4, std=0.3).bind(system.spec, length)
     y = torch.zeros(observation.shape, dtype=torch.float64)
-    tools = Toolbox(
+    tools = dict(
         model=Model(), sampler=DDIM(steps=2), guidance=GaussianGuidance(), announce=print
     )
     problem = Problem(system=system, observation=observation, y=y)
-    SDA(memory=1 / 32).assimilate(problem, members, 0, tools)
+    draw(SDA(memory=1 / 32), problem, members, 0, **tools)
     return peak()
 
 def peak():
@@ -324,24 +324,24 @@ def test_memory_of_a_process_does_not_grow() -> None:
 def test_members_do_not_depend_on_the_plan() -> None:
     problem, model = _problem(17), _model()
     lines = []
-    tools = Toolbox(
+    tools = dict(
         model=model,
         sampler=DDPM(steps=12),
         guidance=GaussianGuidance(gamma=0.1),
         announce=lines.append,
     )
-    whole = SDA().assimilate(problem, 7, 0, tools)
+    whole = draw(SDA(), problem, 7, 0, **tools)
     assert "7 members and 49 windows at once" in lines[0]
-    tight = SDA(memory=250 / 2**20).assimilate(problem, 7, 0, tools)
+    tight = draw(SDA(memory=250 / 2**20), problem, 7, 0, **tools)
     assert "4 members and 10 windows at once" in lines[1]
-    few = SDA(batch_size=3).assimilate(problem, 7, 0, tools)
+    few = draw(SDA(batch_size=3), problem, 7, 0, **tools)
     assert "3 members and 21 windows at once" in lines[2]
-    tools = attrs.evolve(tools, model=_model(chunk_size=5))
-    chunked = SDA().assimilate(problem, 7, 0, tools)
+    tools = tools | {"model": _model(chunk_size=5)}
+    chunked = draw(SDA(), problem, 7, 0, **tools)
     assert "7 members and 5 windows at once" in lines[3]
     # A chunk size beyond all windows takes no room from the members.
-    tools = attrs.evolve(tools, model=_model(chunk_size=10_000))
-    SDA(memory=2**-9).assimilate(problem, 7, 0, tools)
+    tools = tools | {"model": _model(chunk_size=10_000)}
+    draw(SDA(memory=2**-9), problem, 7, 0, **tools)
     assert "7 members and 49 windows at once" in lines[4]
     assert whole.dtype == torch.float32
     for other in (tight, few, chunked):
@@ -351,14 +351,11 @@ def test_members_do_not_depend_on_the_plan() -> None:
 def test_sampling_the_prior_in_batches() -> None:
     model, shape = _model(), (5, 17, 2, 16)
     sampler, heard, lines = DDPM(steps=8), [], []
-    x = sample_members(
-        model,
-        sampler,
-        shape,
-        3,
-        batch_size=2,
-        announce=lambda line: lines.append((len(heard), line)),
-        on_step=lambda *done: heard.append(done),
+    x = EnsembleSampler(model, sampler, shape, 3, batch_size=2).sample(
+        Execution(
+            announce=lambda line: lines.append((len(heard), line)),
+            on_step=lambda *done: heard.append(done),
+        )
     )
     z = sampler.sample(model.trajectory_denoiser(), shape, MemberNoise(3, range(5)))
     torch.testing.assert_close(x, model.standardization.to_physical(z), rtol=1e-5, atol=1e-5)
@@ -370,11 +367,11 @@ def test_sampling_the_prior_in_batches() -> None:
 
 def test_a_denoiser_that_is_not_composed() -> None:
     problem, lines = gaussian_problem(length=6), []
-    tools = Toolbox(
+    tools = dict(
         model=problem.model, sampler=DDIM(), guidance=ExactGuidance(), announce=lines.append
     )
-    whole = SDA().assimilate(problem.problem, 5, 0, tools)
-    parts = SDA(memory=8 / 2**20).assimilate(problem.problem, 5, 0, tools)
+    whole = draw(SDA(), problem.problem, 5, 0, **tools)
+    parts = draw(SDA(memory=8 / 2**20), problem.problem, 5, 0, **tools)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
     assert "5 members and 5 windows" in lines[0]
     assert "5 members and 5 windows" not in lines[1]
@@ -382,25 +379,25 @@ def test_a_denoiser_that_is_not_composed() -> None:
 
 def test_what_does_not_fit() -> None:
     problem = _problem(17)
-    tools = Toolbox(model=_model(), sampler=DDIM(), guidance=GaussianGuidance())
+    tools = dict(model=_model(), sampler=DDIM(), guidance=GaussianGuidance())
     with pytest.raises(
         AssimilationError,
         match=r"1 member\(s\) of 17 states and 1 window\(s\) at once take about .* but there are "
         r"1.0 KiB to use: give more memory \(method.memory, in GiB\), or take fewer states",
     ):
-        SDA(memory=1 / 2**20).assimilate(problem, 4, 0, tools)
+        draw(SDA(memory=1 / 2**20), problem, 4, 0, **tools)
     with pytest.raises(AssimilationError, match=r"40 member\(s\) .* and 1 window\(s\).*or less at"):
-        SDA(memory=30 / 2**20, batch_size=40).assimilate(problem, 40, 0, tools)
+        draw(SDA(memory=30 / 2**20, batch_size=40), problem, 40, 0, **tools)
     # Where both are given there is nothing to choose.
-    tools = attrs.evolve(tools, model=_model(chunk_size=7))
-    SDA(memory=1 / 2**20, batch_size=1).assimilate(problem, 1, 0, tools)
+    tools = tools | {"model": _model(chunk_size=7)}
+    draw(SDA(memory=1 / 2**20, batch_size=1), problem, 1, 0, **tools)
 
 
 def test_half_of_what_is_free(monkeypatch) -> None:
     monkeypatch.setattr("sda_core.method.memory_plan.available_memory", lambda device: 2000)
-    tools = Toolbox(model=_model(), sampler=DDIM(), guidance=GaussianGuidance())
+    tools = dict(model=_model(), sampler=DDIM(), guidance=GaussianGuidance())
     with pytest.raises(AssimilationError, match=r"there are 1.0 KiB to use \(half of what is free"):
-        SDA().assimilate(_problem(17), 4, 0, tools)
+        draw(SDA(), _problem(17), 4, 0, **tools)
 
 
 @pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False), (None, False)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import pytest
@@ -14,11 +15,11 @@ from sda_core.config import structure, unstructure
 from sda_core.errors import AssimilationError, ConfigError
 from sda_core.guidance import Guidance, settled
 from sda_core.io.ensemble_file import EnsembleFile
-from sda_core.method import SDA, Problem, Toolbox, tuned, tuning
-from sda_core.method.tuning import SHARES, Trial, deal, search
+from sda_core.method import SDA, Execution, Problem, tune_strength, tuning
+from sda_core.method.tuning import SHARES, Trial, search, split_folds
 from sda_core.random import seeded_generator
 from sda_core.sampler import DDPM
-from sda_core.testing import gaussian_problem
+from sda_core.testing import draw, gaussian_problem
 from sda_core.testing.gaussian import affine_map
 from sda_core.testing.moments import affine_moments
 
@@ -37,9 +38,14 @@ def _guidance(**table) -> Guidance:
     return structure(Guidance, {"name": "gaussian", "gamma": "auto", **table})
 
 
-def _tools(problem, guidance=None, steps=48, **more) -> Toolbox:
+def _tools(problem, guidance=None, steps=48, **more) -> dict[str, Any]:
     sampler = DDPM(steps=steps, grid="log-snr")
-    return Toolbox(model=problem.model, sampler=sampler, guidance=guidance or _guidance(), **more)
+    return dict(model=problem.model, sampler=sampler, guidance=guidance or _guidance(), **more)
+
+
+def _tuned(method, problem, seed, tools) -> Guidance:
+    parts = {name: tools.pop(name) for name in ("model", "sampler", "guidance")}
+    return tune_strength(attrs.evolve(method, **parts), problem, seed, Execution(**tools))
 
 
 def _divergence(problem, sampler, gamma) -> float:
@@ -58,9 +64,10 @@ def test_it_is_found_on_a_chain() -> None:
     problem = gaussian_problem(length=32, every=1, seed=0)
     recorded, said = {}, []
     tools = _tools(problem, record=recorded.update, announce=said.append)
-    result = tuned(SDA(), problem.problem, 0, tools)
+    sampler = tools["sampler"]
+    result = _tuned(SDA(), problem.problem, 0, tools)
     found = json.loads(json.dumps(recorded, allow_nan=False))["strength"]
-    gamma = result.guidance.gamma
+    gamma = result.gamma
     assert found["field"] == "gamma"
     assert found["chosen"] == gamma
     assert {"value": gamma, "chi2": found["chi2"]}.items() <= max(
@@ -74,7 +81,7 @@ def test_it_is_found_on_a_chain() -> None:
     values = [float(line.split()[3].rstrip(":")) for line in said]  # "trying gamma = 0.1: chi^2 2"
     assert values == pytest.approx([trial["value"] for trial in found["trials"]], rel=0.01)
     weaker, chosen, stronger = (
-        _divergence(problem, tools.sampler, factor * gamma) for factor in (10, 1, 0.1)
+        _divergence(problem, sampler, factor * gamma) for factor in (10, 1, 0.1)
     )
     assert chosen < weaker
     assert chosen < stronger
@@ -92,21 +99,21 @@ def test_the_method_does_it_once(tmp_path, monkeypatch) -> None:
         ensemble = EnsembleFile(tmp_path / "posterior.nc", spec, shape, {})
         return _tools(problem, steps=8, ensemble=ensemble, announce=said.append)
 
-    chosen = tuned(SDA(), problem.problem, 3, on_disk([]))
-    expected = SDA().assimilate(problem.problem, 4, 3, attrs.evolve(chosen, ensemble=None))
-    assert torch.equal(SDA().assimilate(problem.problem, 4, 3, _tools(problem, steps=8)), expected)
+    chosen = _tuned(SDA(), problem.problem, 3, on_disk([]))
+    expected = draw(SDA(), problem.problem, 4, 3, **_tools(problem, chosen, steps=8))
+    assert torch.equal(draw(SDA(), problem.problem, 4, 3, **_tools(problem, steps=8)), expected)
     said: list[str] = []
-    assert torch.equal(SDA().assimilate(problem.problem, 4, 3, on_disk(said)), expected)
+    assert torch.equal(draw(SDA(), problem.problem, 4, 3, **on_disk(said)), expected)
     assert said[0].startswith("gamma = ")  # and not "trying"
     said.clear()
-    assert torch.equal(SDA().assimilate(problem.problem, 4, 3, on_disk(said)), expected)
-    assert said[1] == "going on after 4 of 4 members"
+    assert torch.equal(draw(SDA(), problem.problem, 4, 3, **on_disk(said)), expected)
+    assert said[1] == "resuming after 4 of 4 members"
 
 
 def test_too_little_memory_is_not_taken_for_lost_members() -> None:
     problem = gaussian_problem(length=6, every=1)
     with pytest.raises(AssimilationError, match="give more memory"):
-        tuned(SDA(memory=1e-9), problem.problem, 0, _tools(problem))
+        _tuned(SDA(memory=1e-9), problem.problem, 0, _tools(problem))
 
 
 @pytest.mark.usefixtures("no_plans")
@@ -131,7 +138,7 @@ def test_it_is_in_the_units_of_what_is_observed(monkeypatch) -> None:
     ):
         guidance = structure(Guidance, {"name": name, field: "auto"})
         small, large = (
-            getattr(tuned(SDA(), p, 0, _tools(problem, guidance, 8)).guidance, field)
+            getattr(_tuned(SDA(), p, 0, _tools(problem, guidance, 8)), field)
             for p in (problem.problem, larger)
         )
         assert math.isclose(large, unit * small, rel_tol=1e-6)
@@ -141,14 +148,14 @@ def test_a_number_is_left_alone() -> None:
     problem = gaussian_problem(length=3)
     for guidance in (_guidance(gamma=0.1), structure(Guidance, {"name": "mmps"})):
         tools = _tools(problem, guidance)
-        assert tuned(SDA(), problem.problem, 0, tools) is tools
+        assert _tuned(SDA(), problem.problem, 0, tools) is guidance
 
 
 @pytest.mark.parametrize(("length", "every"), [(2, 1), (3, 1), (23, 1), (300, 1)])
 def test_shares(length, every) -> None:
     observation = gaussian_problem(length=length, every=every, variables=("u", "v"))
     observation = observation.problem.observation
-    shares = deal(observation, seeded_generator(0))
+    shares = split_folds(observation, seeded_generator(0))
     n, times = observation.shape.numel(), observation.times.flatten()
     together = torch.stack(shares).sum(0)
     assert together.max() == 1  # none is withheld twice
@@ -182,7 +189,7 @@ def test_search() -> None:
     best, trials = search(_attempt(lambda v: 1.5, lambda v: abs(math.log(v / 0.011))), 1.0, 1e-4)
     assert best.value == pytest.approx(0.01)
     assert len(trials) == 5
-    with pytest.raises(AssimilationError, match="lost even under the weakest guidance that was"):
+    with pytest.raises(AssimilationError, match="diverge even under the weakest guidance that was"):
         search(_attempt(lambda v: math.inf, lambda v: math.inf), 1.0, 1e-4)
 
 
@@ -190,7 +197,7 @@ def test_search() -> None:
 def test_guidance_that_is_too_strong() -> None:
     """With 6 steps small values of gamma make members run away."""
     problem, recorded = gaussian_problem(length=12, every=1, std=0.01), {}
-    tuned(SDA(), problem.problem, 0, _tools(problem, steps=6, record=recorded.update))
+    _tuned(SDA(), problem.problem, 0, _tools(problem, steps=6, record=recorded.update))
     found = recorded["strength"]
     lost = [trial["value"] for trial in found["trials"] if trial["chi2"] is None]
     assert lost
@@ -212,4 +219,4 @@ def test_what_is_refused() -> None:
     one = problem.problem.observation.select(torch.tensor([True]))
     few = Problem(system=problem.problem.system, observation=one, y=problem.problem.y.flatten())
     with pytest.raises(AssimilationError, match="by withholding observations, and there are 1"):
-        tuned(SDA(), few, 0, _tools(problem))
+        _tuned(SDA(), few, 0, _tools(problem))

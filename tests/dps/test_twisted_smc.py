@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import pytest
@@ -16,12 +17,12 @@ from sda_core.errors import AssimilationError, AssimilationWarning, ConfigError,
 from sda_core.guidance import Guidance
 from sda_core.io.ensemble_file import EnsembleFile
 from sda_core.io.xarray import load_array
-from sda_core.method import SDA, Method, Problem, Toolbox
+from sda_core.method import SDA, Method, Problem
 from sda_core.noise import GaussianNoise, PoissonNoise, StudentTNoise
 from sda_core.observation import ObservationModel
 from sda_core.sampler import DDIM, DDPM
 from sda_core.schedule import VE
-from sda_core.testing import ExactGuidance, gaussian_problem
+from sda_core.testing import ExactGuidance, draw, gaussian_problem
 from sda_core.testing.gaussian import affine_map, gaussian_posterior
 from sda_dps.dps import DPS
 from sda_dps.gaussian import GaussianGuidance
@@ -33,10 +34,10 @@ PROBLEM = gaussian_problem(length=4)
 N = 4096
 
 
-def _tools(guidance=None, steps=64, problem=PROBLEM, **more) -> Toolbox:
+def _tools(guidance=None, steps=64, problem=PROBLEM, **more) -> dict[str, Any]:
     sampler = more.pop("sampler", DDPM(steps=steps, grid="log-snr"))
     guidance = guidance or GaussianGuidance(gamma=1.0)
-    return Toolbox(model=problem.model, sampler=sampler, guidance=guidance, **more)
+    return dict(model=problem.model, sampler=sampler, guidance=guidance, **more)
 
 
 def _target(problem):
@@ -70,8 +71,8 @@ def test_wrong_guidance_is_corrected(guidance, eta, schedule, wrong) -> None:
     sampler = DDIM(steps=64, grid="log-snr", eta=eta)
     tools = _tools(guidance, problem=problem, sampler=sampler)
     target = _target(problem)
-    without = SDA().assimilate(problem.problem, 512, 0, tools)
-    corrected = TwistedSMC(particles=N, eta=eta).assimilate(problem.problem, N, 0, tools)
+    without = draw(SDA(), problem.problem, 512, 0, **tools)
+    corrected = draw(TwistedSMC(particles=N, eta=eta), problem.problem, N, 0, **tools)
     assert max(_errors(without, *target)) > wrong
     mean, covariance = _errors(corrected, *target)
     assert mean < 0.13
@@ -100,7 +101,7 @@ def test_weights_stay_equal_where_nothing_is_to_be_corrected() -> None:
     for steps in (32, 512):
         recorded = {}
         tools = _tools(ExactTwist(), steps, record=recorded.update)
-        TwistedSMC(particles=64, threshold=0.0).assimilate(PROBLEM.problem, 2, 0, tools)
+        draw(TwistedSMC(particles=64, threshold=0.0), PROBLEM.problem, 2, 0, **tools)
         assert len(recorded["ess"]) == steps
         least.append(recorded["ess_min"] / 64)
     assert least[0] < least[1]
@@ -153,7 +154,7 @@ def test_what_is_not_gaussian_against_quadrature(case) -> None:
 
     def distance(method, members) -> float:
         """The larger of the two variables' Kolmogorov-Smirnov distances."""
-        sample = method.assimilate(problem, members, 0, tools).double()
+        sample = draw(method, problem, members, 0, **tools).double()
         distances = []
         for i in range(2):
             values, order = x[:, 0, i].sort()
@@ -168,8 +169,8 @@ def test_what_is_not_gaussian_against_quadrature(case) -> None:
 
 
 def test_batches_do_not_matter() -> None:
-    whole = TwistedSMC(particles=40).assimilate(PROBLEM.problem, 20, 0, _tools())
-    parts = TwistedSMC(particles=40, batch_size=7).assimilate(PROBLEM.problem, 20, 0, _tools())
+    whole = draw(TwistedSMC(particles=40), PROBLEM.problem, 20, 0, **_tools())
+    parts = draw(TwistedSMC(particles=40, batch_size=7), PROBLEM.problem, 20, 0, **_tools())
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
 
 
@@ -183,8 +184,8 @@ def test_what_is_evaluated_and_told() -> None:
         record=recorded.update,
         on_step=lambda i, n: heard.append((i, n)),
     )
-    plan = len(tools.sampler.times(VE())[:: 10 // 8])  # one particle, for the memory
-    method.assimilate(PROBLEM.problem, 4, 0, tools)
+    plan = len(tools["sampler"].times(VE())[:: 10 // 8])  # one particle, for the memory
+    draw(method, PROBLEM.problem, 4, 0, **tools)
     hook.remove()
     assert sum(rows) == plan + 10 * (32 + 8)  # a guided evaluation is one of the prior
     assert heard == [(i, 10) for i in range(1, 11)]
@@ -198,7 +199,7 @@ def test_what_is_evaluated_and_told() -> None:
 def test_state_at_the_smallest_noise() -> None:
     sampler = DDPM(steps=64, grid="log-snr", denoise_final=False)
     tools = _tools(sampler=sampler)
-    x = TwistedSMC(particles=N).assimilate(PROBLEM.problem, N, 0, tools)
+    x = draw(TwistedSMC(particles=N), PROBLEM.problem, N, 0, **tools)
     assert max(_errors(x, *_target(PROBLEM))) < 0.2
 
 
@@ -224,19 +225,23 @@ class Broken(Guidance):
 def test_particles_that_are_not_finite_are_replaced() -> None:
     said: list[str] = []
     tools = _tools(Broken(3, torch.inf), steps=8, announce=said.append)
-    x = TwistedSMC(particles=64).assimilate(PROBLEM.problem, 64, 0, tools)
+    x = draw(TwistedSMC(particles=64), PROBLEM.problem, 64, 0, **tools)
     assert x.isfinite().all()
     assert "(0 lost on the way)" not in said[-1]
     with pytest.raises(AssimilationError, match="none of 64 particles is finite and compatible"):
-        TwistedSMC(particles=64).assimilate(
-            PROBLEM.problem, 64, 0, _tools(Broken(64, torch.inf), steps=8)
+        draw(
+            TwistedSMC(particles=64),
+            PROBLEM.problem,
+            64,
+            0,
+            **_tools(Broken(64, torch.inf), steps=8),
         )
 
 
 def test_without_a_guided_estimate_the_step_is_the_priors() -> None:
     """Then twisting alone is left, and the posterior still exact."""
     tools = _tools(Broken(N, torch.nan))
-    x = TwistedSMC(particles=N).assimilate(PROBLEM.problem, N, 0, tools)
+    x = draw(TwistedSMC(particles=N), PROBLEM.problem, N, 0, **tools)
     mean, covariance = _errors(x, *_target(PROBLEM))
     assert mean < 0.2
     assert covariance < 0.3
@@ -246,19 +251,15 @@ def test_a_bad_ensemble_is_told_of() -> None:
     accurate = gaussian_problem(length=4, std=0.001)
     tools = _tools(DPS(zeta=1e-3), steps=8, problem=accurate)
     with pytest.warns(AssimilationWarning, match="says little about the spread"):
-        TwistedSMC(particles=32).assimilate(accurate.problem, 4, 0, tools)
+        draw(TwistedSMC(particles=32), accurate.problem, 4, 0, **tools)
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(AssimilationError, match="TwistedSMC needs a trained model"):
-        TwistedSMC().assimilate(PROBLEM.problem, 2, 0, Toolbox(model=PROBLEM.model))
+        draw(TwistedSMC(), PROBLEM.problem, 2, 0, model=PROBLEM.model)
+    tools = _tools(GaussianGuidance(gamma="auto"))  # before it is tuned
     with pytest.raises(AssimilationError, match="9 members cannot be drawn from 8 particles"):
-        TwistedSMC(particles=8).assimilate(
-            PROBLEM.problem,
-            9,
-            0,
-            _tools(GaussianGuidance(gamma="auto")),  # before it is tuned
-        )
+        draw(TwistedSMC(particles=8), PROBLEM.problem, 9, 0, **tools)
     with pytest.raises(ConfigError, match=r"eta: got 0.0, allowed: above 0, up to 1"):
         structure(Method, {"name": "twisted-smc", "eta": 0.0})
 
@@ -290,19 +291,23 @@ def _stop_at_7(step: int, steps: int) -> None:
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path) -> None:
     problem, method = PROBLEM.problem, TwistedSMC(particles=32, calibration=8)
-    whole = method.assimilate(problem, 8, 0, _tools(steps=12)).clone()
+    whole = draw(method, problem, 8, 0, **_tools(steps=12)).clone()
     evaluated, said = [], []
 
     with pytest.raises(StoppedError, match="the same command goes on from there"):
-        method.assimilate(
-            problem, 8, 0, _tools(steps=12, ensemble=_ensemble(tmp_path), on_step=_stop_at_7)
+        draw(
+            method,
+            problem,
+            8,
+            0,
+            **_tools(steps=12, ensemble=_ensemble(tmp_path), on_step=_stop_at_7),
         )
     hook = PROBLEM.model.denoiser.register_forward_hook(lambda m, x, y: evaluated.append(len(y)))
     tools = _tools(steps=12, ensemble=(file := _ensemble(tmp_path)), announce=said.append)
-    x = method.assimilate(problem, 8, 0, tools)
+    x = draw(method, problem, 8, 0, **tools)
     hook.remove()
     assert sum(evaluated) == (12 - 7) * 32  # nothing is planned, calibrated or done again
-    assert said[0] == "going on after 7 of 11 steps"
+    assert said[0] == "resuming after 7 of 11 steps"
     assert torch.equal(x, whole)
     file.finish(x)
     assert torch.equal(load_array(tmp_path / "posterior.nc", "posterior"), whole)
@@ -312,7 +317,7 @@ def test_a_stopped_run_goes_on_in_smaller_chunks(tmp_path) -> None:
     """Where these are asked for, as after it took too much memory."""
     method, sizes = TwistedSMC(particles=32, calibration=8), []
 
-    def tools(chunk_size: int | None, **more) -> Toolbox:
+    def tools(chunk_size: int | None, **more) -> dict[str, Any]:
         made = _tools(steps=12, ensemble=_ensemble(tmp_path), **more)
         whole = PROBLEM.model
         composed = MarkovBlanketDenoiser(whole.denoiser, 4, chunk_size=chunk_size)
@@ -321,11 +326,11 @@ def test_a_stopped_run_goes_on_in_smaller_chunks(tmp_path) -> None:
             device=whole.device,
             trajectory_denoiser=lambda: composed,
         )
-        return attrs.evolve(made, model=model)
+        return {**made, "model": model}
 
     with pytest.raises(StoppedError):
-        method.assimilate(PROBLEM.problem, 8, 0, tools(None, on_step=_stop_at_7))
+        draw(method, PROBLEM.problem, 8, 0, **tools(None, on_step=_stop_at_7))
     hook = PROBLEM.model.denoiser.register_forward_hook(lambda m, x, y: sizes.append(len(y)))
-    method.assimilate(PROBLEM.problem, 8, 0, tools(5))
+    draw(method, PROBLEM.problem, 8, 0, **tools(5))
     hook.remove()
     assert max(sizes) == 5

@@ -10,7 +10,7 @@ import torch
 
 from sda_core.evaluation.metrics import log_prior
 from sda_core.evaluation.scores import evaluate_ensemble
-from sda_core.method import ParticleFilter, Problem, Toolbox
+from sda_core.method import ParticleFilter, Problem
 from sda_core.observation import Select
 from sda_core.random import seeded_generator
 from sda_core.system import simulate_block
@@ -136,7 +136,7 @@ def test_particle_filter_on_the_scenarios_of_the_paper(name) -> None:
     for i, truth in enumerate(truths):
         y = observation.sample(truth, seeded_generator(1, i))
         problem = Problem(system=system, observation=observation, y=y, truth=truth)
-        ensemble = ParticleFilter().assimilate(problem, 512, i, Toolbox())
+        ensemble = ParticleFilter().draw(problem, 512, i)
         scores.append(evaluate_ensemble(problem, ensemble))
     n = observation.std.numel()
     prior = sum(s["log_prior"] for s in scores) / sets

@@ -11,7 +11,7 @@ import sda_core as sda
 from sda_core.config import unstructure
 from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.experiment import Run
-from sda_core.method import ParticleFilter, Toolbox
+from sda_core.method import ParticleFilter
 from sda_core.model import TrainedModel
 from sda_core.stages import make_problem
 
@@ -48,9 +48,7 @@ def test_claimed_numbers(scenario: str, tmp_path: Path) -> None:
         experiment = sda.load_experiment("lorenz63-pretrained", changes)
         x = sda.assimilate(experiment, tmp_path, progress=False)
         problem = make_problem(Run(experiment, tmp_path))
-        reference, again = (
-            ParticleFilter().assimilate(problem, len(x), seed, Toolbox()) for seed in (1, 2)
-        )
+        reference, again = (ParticleFilter().draw(problem, len(x), seed) for seed in (1, 2))
         ours.append(evaluate_ensemble(problem, x, reference))
         filters.append(evaluate_ensemble(problem, again, reference))
 

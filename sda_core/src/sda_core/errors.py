@@ -56,15 +56,15 @@ class SimulationWarning(UserWarning):
 
 
 class AssimilationWarning(UserWarning):
-    """Members of an ensemble were lost and drawn again."""
+    """Members of an ensemble diverged and were drawn again."""
 
 
 class AssimilationError(SDAError):
     """An assimilation cannot be done as asked, or produced values that are not finite."""
 
 
-class LostMembersError(AssimilationError):
-    """Members of an ensemble are lost, and drawing them again does not help."""
+class DivergedMembersError(AssimilationError):
+    """Members of an ensemble diverge, and drawing them again does not help."""
 
 
 class StoppedError(SDAError):

@@ -19,7 +19,15 @@ from sda_core.config import Check, at_least, between, component, option
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
 from sda_core.errors import AssimilationError, AssimilationWarning
 from sda_core.guidance import Likelihood
-from sda_core.method import Ensemble, Guided, GuidedMethod, Problem, Progress, Toolbox, plan_memory
+from sda_core.method import (
+    Ensemble,
+    Execution,
+    GuidedMethod,
+    Posterior,
+    Problem,
+    Progress,
+    plan_memory,
+)
 from sda_core.random import MemberNoise, seeded_generator
 from sda_dps.ancestral import AncestralWalk
 from sda_dps.particles import Particles
@@ -76,7 +84,9 @@ class TwistedSMC(GuidedMethod):
         help="samples of the prior on which the error of its estimates is measured",
     )
 
-    def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
+    def draw(
+        self, problem: Problem, members: int, seed: int, execution: Execution = Execution()
+    ) -> Tensor:
         """Move, weight and resample particles, then draw ``members`` of them.
 
         Raises:
@@ -89,20 +99,20 @@ class TwistedSMC(GuidedMethod):
                 f"{members} members cannot be drawn from {self.particles} particles: raise "
                 "method.particles or ask for fewer members"
             )
-        guided = self.guided(problem, seed, tools)
-        sampler, guidance, likelihood = guided.sampler, guided.guidance, guided.likelihood
-        ensemble = tools.ensemble or Ensemble((members, *problem.shape))
+        posterior = self.posterior(problem, seed, execution)
+        sampler, guidance, likelihood = posterior.sampler, posterior.guidance, posterior.likelihood
+        ensemble = execution.ensemble or Ensemble((members, *problem.shape))
         before, settings = ensemble.begin() or ({}, {})
-        settings = self._sizes(settings, guided, problem, tools)
-        walk = _walk(guided, settings, self.eta)
+        settings = self._sizes(settings, posterior, problem, execution)
+        walk = _walk(posterior, settings, self.eta)
         last = len(walk.times) - 1
         own = guidance if isinstance(guidance, GivesLogLikelihood) else None
         particles = Particles(self.particles, problem.shape, float(walk.scales(0)[1]), seed)
         if before:
             errors, variances = before["errors"], before["variances"]
             particles.load_state_dict(before)
-            if tools.announce:
-                tools.announce(f"going on after {particles.step} of {last} steps")
+            if execution.announce:
+                execution.announce(f"resuming after {particles.step} of {last} steps")
         else:
             errors, variances = self._errors(walk, likelihood, sampler.denoise_final, problem, seed)
 
@@ -135,18 +145,18 @@ class TwistedSMC(GuidedMethod):
                 step_w = (shift * (z + shift / 2)).flatten(1).double().sum(1)
                 particles.log_w = particles.log_w - step_w
                 particles.step = i + 1
-                if tools.on_step:
-                    tools.on_step(i + 1, last + 1)
+                if execution.on_step:
+                    execution.on_step(i + 1, last + 1)
                 checkpoint(progress)
         if sampler.denoise_final:
             particles.x = walk.denoise(particles.x, last)
         sound = particles.x.flatten(1).isfinite().all(1)
         self._weigh(particles, likelihood.log_prob(particles.x.double()), sound, last, last)
         particles.resample()
-        if tools.on_step:
-            tools.on_step(last + 1, last + 1)
-        self._report(particles, tools)
-        x = guided.model.standardization.to_physical(particles.draw(members))
+        if execution.on_step:
+            execution.on_step(last + 1, last + 1)
+        self._report(particles, execution)
+        x = posterior.model.standardization.to_physical(particles.draw(members))
         ensemble.write(torch.arange(members), x)
         return ensemble.values
 
@@ -161,10 +171,14 @@ class TwistedSMC(GuidedMethod):
             )
 
     def _sizes(
-        self, settings: Mapping[str, Any], guided: Guided, problem: Problem, tools: Toolbox
+        self,
+        settings: Mapping[str, Any],
+        posterior: Posterior,
+        problem: Problem,
+        execution: Execution,
     ) -> Mapping[str, Any]:
         """How many particles and windows at once fit the memory; as before, if that was asked."""
-        prior, device = guided.model.trajectory_denoiser(), guided.model.device
+        prior, device = posterior.model.trajectory_denoiser(), posterior.model.device
         asked = {
             "batch_size": self.batch_size,
             "chunk_size": prior.chunk_size if isinstance(prior, MarkovBlanketDenoiser) else None,
@@ -173,10 +187,10 @@ class TwistedSMC(GuidedMethod):
         }
         if settings.get("asked") == asked:
             return settings
-        times = guided.sampler.times(prior.schedule)
+        times = posterior.sampler.times(prior.schedule)
 
         def some_steps(prior: Denoiser) -> None:
-            x, denoiser = torch.zeros(1, *problem.shape, device=device), guided.guide(prior)
+            x, denoiser = torch.zeros(1, *problem.shape, device=device), posterior.guide(prior)
             for t in times[:: max(1, len(times) // 8)]:
                 denoiser(x, t.to(x))
 
@@ -189,8 +203,8 @@ class TwistedSMC(GuidedMethod):
             batch_size=self.batch_size,
             memory=self.memory,
         )
-        if tools.announce:
-            tools.announce(str(plan))
+        if execution.announce:
+            execution.announce(str(plan))
         return {"asked": asked, "particles": plan.batch_size, "windows": plan.chunk_size}
 
     def _errors(
@@ -223,7 +237,7 @@ class TwistedSMC(GuidedMethod):
         variances = [(x[:few] - x0).square().mean(axes, keepdim=True)[0, 0] for x0 in estimates]
         return torch.stack(errors), torch.stack(variances)
 
-    def _report(self, particles: Particles, tools: Toolbox) -> None:
+    def _report(self, particles: Particles, execution: Execution) -> None:
         sizes, lost = particles.sizes, particles.lost
         families = len(particles.ancestors.unique())
         line = (
@@ -231,10 +245,10 @@ class TwistedSMC(GuidedMethod):
             f"the end, of {self.particles} particles, which descend from {families} of the first "
             f"({lost} lost on the way)"
         )
-        if tools.announce:
-            tools.announce(line)
-        if tools.record:
-            tools.record(
+        if execution.announce:
+            execution.announce(line)
+        if execution.record:
+            execution.record(
                 {
                     "ess": sizes,
                     "ess_min": min(sizes),
@@ -253,16 +267,16 @@ class TwistedSMC(GuidedMethod):
             )
 
 
-def _walk(guided: Guided, settings: Mapping[str, Any], eta: float) -> AncestralWalk:
+def _walk(posterior: Posterior, settings: Mapping[str, Any], eta: float) -> AncestralWalk:
     """The steps, in batches of these sizes."""
-    prior = guided.model.trajectory_denoiser()
+    prior = posterior.model.trajectory_denoiser()
     if isinstance(prior, MarkovBlanketDenoiser):
         prior.chunk_size = settings["windows"]
     return AncestralWalk(
         prior=prior,
-        guided=guided.guide(prior),
-        times=guided.sampler.times(prior.schedule),
+        guided=posterior.guide(prior),
+        times=posterior.sampler.times(prior.schedule),
         eta=eta,
         batch_size=settings["particles"],
-        device=guided.model.device,
+        device=posterior.model.device,
     )

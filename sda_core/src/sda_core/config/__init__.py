@@ -22,6 +22,7 @@ from sda_core.config.fields import (
     non_negative,
     one_of,
     option,
+    part,
     positive,
 )
 from sda_core.config.info import FieldInfo, describe
@@ -44,6 +45,7 @@ __all__ = [
     "non_negative",
     "one_of",
     "option",
+    "part",
     "positive",
     "structure",
     "unstructure",

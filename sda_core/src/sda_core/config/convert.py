@@ -268,7 +268,11 @@ def configuration_fields(cls: Any) -> dict[str, attrs.Attribute[Any]]:
             f"the type of a field of {cls.__module__}:{cls.__qualname__} cannot be resolved: "
             f"{error}. Import it outside of `if TYPE_CHECKING`"
         ) from error
-    return {a.alias or a.name: a for a in attrs.fields(cls) if a.init}
+    return {a.alias or a.name: a for a in attrs.fields(cls) if _is_option(a)}
+
+
+def _is_option(field: attrs.Attribute[Any]) -> bool:
+    return field.init and not field.metadata.get("part")
 
 
 def unstructure(obj: Any, *, manager: PluginManager | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, dataclass_transform, get_args, overload
@@ -154,16 +155,27 @@ def option(
     )
 
 
+def part(*, default: Any = None, kw_only: bool = True) -> Any:
+    """A field that is no configuration: an object that a component works with, given in Python.
+
+    Args:
+        default: Its value where none is given.
+        kw_only: Whether it is given by its name alone.
+    """
+    return attrs.field(default=default, kw_only=kw_only, metadata={"part": True})
+
+
 @dataclass_transform(
     frozen_default=True,
     kw_only_default=True,
     eq_default=False,
-    field_specifiers=(option, attrs.field),
+    field_specifiers=(option, part, attrs.field),
 )
 def component(cls: type[T]) -> type[T]:
     """Make a class a frozen attrs class whose fields, given by keyword, are its configuration.
 
     Numbers must be finite; a field that takes infinities says so by ``Check(..., finite=False)``.
+    A keyword that is none of its fields is a ConfigError that names them.
 
     Raises:
         PluginError: A component has a field called ``name``, the key that components are picked by.
@@ -174,5 +186,19 @@ def component(cls: type[T]) -> type[T]:
             f"{cls.__qualname__} has a field 'name', but in its table `name` picks the component: "
             "call the field something else"
         )
+    init = made.__init__
+
+    @functools.wraps(init)
+    def checked(self: T, *args: Any, **values: Any) -> None:
+        names = [a.alias for a in attrs.fields(made) if a.init]
+        for key in values:
+            if key not in names:
+                raise ConfigError(
+                    f"{cls.__qualname__} has no {key!r}: {did_you_mean(key, names)}allowed: "
+                    f"{', '.join(names) or 'nothing'}"
+                )
+        init(self, *args, **values)
+
+    made.__init__ = checked
     frozen: type[T] = made
     return frozen

@@ -44,6 +44,6 @@ def settled(value: float | Literal["auto"]) -> float:
         raise ConfigError(
             "the strength of this guidance is 'auto', which the methods 'sda' and 'twisted-smc' "
             "choose from the observations before they sample. To use the guidance by itself, give "
-            "a number, or let sda_core.method.tuned choose one"
+            "a number, or let sda_core.method.tune_strength choose one"
         )
     return value

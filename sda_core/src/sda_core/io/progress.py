@@ -20,6 +20,9 @@ SECONDS_BETWEEN_LINES = 10.0
 #: Time over which a bar takes the speed for what is left: single steps can take a minute.
 _SPEED_SECONDS = 600.0
 
+#: Parts that progress is counted in where the number of steps is not known beforehand.
+_WHOLE = 10_000
+
 
 def is_shown(progress: ProgressOption) -> bool:
     """Whether text about progress goes to stderr."""
@@ -50,6 +53,13 @@ def reporting(
     """
     with reporting_each(progress, {label: done}, total) as reports:
         yield reports[label]
+
+
+@contextmanager
+def reporting_steps(progress: ProgressOption, label: str) -> Iterator[Callable[[int, int], None]]:
+    """Report progress; what is given is called with (steps done, number of steps)."""
+    with reporting(progress, label, _WHOLE) as report:
+        yield lambda step, num_steps: report(round(_WHOLE * step / num_steps))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Ensembles and observations as labelled arrays (xarray), in physical units."""
+"""Trajectories and ensembles as labelled arrays (xarray), in physical units."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from sda_core.data.writer import chunk_shape
 from sda_core.errors import DataError
 from sda_core.io.files import replace_file, sync
-from sda_core.method import Problem
 from sda_core.system import SystemSpec
 
 #: Bytes that the numbers of an ensemble are aligned to.
@@ -63,26 +62,6 @@ def labels(
         names = ["member", *names]
         coordinates["member"] = np.arange(shape[0])
     return names, coordinates, {"units": [v.units for v in spec.variables]}
-
-
-def observations(problem: Problem) -> xr.Dataset:
-    """The observation, its noise and, where known, the time index of each value and the truth.
-
-    Of a table of observations: all of them, with their status.
-    """
-    if problem.matched is not None:
-        return problem.matched.to_dataset()
-    dims = [f"observation_{i}" for i in range(problem.y.ndim)]
-    data: dict[str, Any] = {
-        "y": (dims, problem.y.numpy()),
-        "std": (dims, problem.observation.std_at(problem.y).numpy()),
-    }
-    if problem.observation.times is not None:
-        data["time_index"] = (dims, problem.observation.times.contiguous().numpy())
-    dataset = xr.Dataset(data)
-    if problem.truth is not None:
-        dataset["truth"] = trajectories(problem.truth, problem.system.spec)
-    return dataset
 
 
 def save(data: xr.DataArray | xr.Dataset, path: Path) -> None:

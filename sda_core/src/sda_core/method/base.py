@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import attrs
 import torch
+import xarray as xr
 from torch import Tensor
 
+from sda_core.config import component
 from sda_core.errors import ShapeError
+from sda_core.io.progress import reporting_steps
+from sda_core.io.xarray import trajectories
 from sda_core.observation import MatchedObservations, ObservationModel
 from sda_core.system.base import System
 
@@ -21,9 +25,7 @@ if TYPE_CHECKING:
     from sda_core.cluster import Cluster
     from sda_core.data import Standardization
     from sda_core.denoiser import Denoiser
-    from sda_core.guidance.base import Guidance
     from sda_core.method.ensemble import Ensemble
-    from sda_core.sampler.base import Sampler
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -64,6 +66,25 @@ class Problem:
         r"""Shape (L, C, \*S) of a trajectory."""
         return (self.length, *self.system.spec.state_shape)
 
+    def to_dataset(self) -> xr.Dataset:
+        """The observation, its noise and, where known, the time index of each value and the truth.
+
+        Of a table of observations: all of them, with their status.
+        """
+        if self.matched is not None:
+            return self.matched.to_dataset()
+        dims = [f"observation_{i}" for i in range(self.y.ndim)]
+        data: dict[str, Any] = {
+            "y": (dims, self.y.numpy()),
+            "std": (dims, self.observation.std_at(self.y).numpy()),
+        }
+        if self.observation.times is not None:
+            data["time_index"] = (dims, self.observation.times.contiguous().numpy())
+        dataset = xr.Dataset(data)
+        if self.truth is not None:
+            dataset["truth"] = trajectories(self.truth, self.system.spec)
+        return dataset
+
 
 class PriorModel(Protocol):
     """A model of the prior, such as :class:`sda_core.model.TrainedModel`."""
@@ -84,13 +105,10 @@ class PriorModel(Protocol):
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Toolbox:
-    """What a method may use besides the problem.
+class Execution:
+    """How a method is carried out; no result depends on it.
 
     Attributes:
-        model: The model of the prior.
-        sampler: The sampler.
-        guidance: The guidance.
         on_step: Called with (steps done, number of steps).
         announce: Called with a line of text that says what is about to be done.
         ensemble: Where members can be written as they are finished, and how far the method has come
@@ -100,9 +118,6 @@ class Toolbox:
         workers: Number of processes of the cluster that draw them.
     """
 
-    model: PriorModel | None = None
-    sampler: Sampler | None = None
-    guidance: Guidance | None = None
     on_step: Callable[[int, int], None] | None = None
     announce: Callable[[str], None] | None = None
     ensemble: Ensemble | None = None
@@ -111,11 +126,13 @@ class Toolbox:
     workers: int = 1
 
 
+@component
 class Method(ABC):
     """A complete assimilation method.
 
     Class attributes:
-        needs_model: Whether it needs a trained model, a sampler and a guidance.
+        needs_model: Whether it needs a trained model, a sampler and a guidance, which it then holds
+            as ``model``, ``sampler`` and ``guidance`` (:class:`~sda_core.method.GuidedMethod`).
         spreads: Whether its members can be drawn on a cluster, each without the others.
         point_estimate: Whether it gives one trajectory, which all members repeat.
     """
@@ -125,15 +142,39 @@ class Method(ABC):
     spreads: ClassVar[bool] = False
     point_estimate: ClassVar[bool] = False
 
+    def assimilate(
+        self, problem: Problem, members: int = 64, seed: int = 0, *, progress: bool = True
+    ) -> xr.DataArray:
+        """Infer the trajectory of a problem.
+
+        Args:
+            problem: The problem.
+            members: Number M of members.
+            seed: Source of all randomness.
+            progress: Whether to show it.
+
+        Returns:
+            The posterior ensemble in physical units, with the dimensions member, time, variable and
+            those of the grid.
+
+        Raises:
+            AssimilationError: The method cannot solve this problem, or failed on it.
+        """
+        with reporting_steps(progress, "assimilating") as on_step:
+            x = self.draw(problem, members, seed, Execution(on_step=on_step))
+        return trajectories(x, problem.system.spec).rename("posterior")
+
     @abstractmethod
-    def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
+    def draw(
+        self, problem: Problem, members: int, seed: int, execution: Execution = Execution()
+    ) -> Tensor:
         r"""Draw an ensemble from (an approximation of) p(x_1:L | y).
 
         Args:
             problem: The problem.
             members: Number M of members.
             seed: Source of all randomness.
-            tools: What the method may use.
+            execution: What it reports to, where members go and where they are drawn.
 
         Returns:
             Trajectories in physical units, (M, L, C, \*S).

@@ -1,4 +1,4 @@
-"""Sampling members that each have their own evidence, from noise or from where they were."""
+"""Sampling members under constraints of their own, from noise or from where they were."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sda_core.denoiser import Denoiser
 from sda_core.guidance.base import Likelihood
 from sda_core.method.base import PriorModel
-from sda_core.method.lost_members import Draws, Watch
+from sda_core.method.divergence import DivergenceMonitor, RedrawTracker
 from sda_core.noise import GaussianNoise, JointNoise, NoiseModel
 from sda_core.observation.base import Operator
 from sda_core.random import MemberNoise, seeded_generator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Evidence:
+class Constraint:
     r"""Values that were observed, or that are to be held.
 
     Attributes:
@@ -40,7 +40,7 @@ class Evidence:
     noise: NoiseModel
 
     @classmethod
-    def held(cls, states: Tensor, std: float) -> Evidence:
+    def held(cls, states: Tensor, std: float) -> Constraint:
         r"""Each member's own first states, (M, C', C, \*S) in model space, within ``std``."""
         count, y = states.shape[1], states.flatten(1).double()
         noise = GaussianNoise(scale=torch.full(y.shape[1:], std, dtype=torch.float64))
@@ -48,8 +48,8 @@ class Evidence:
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Conditional:
-    """Draws from p(x | evidence), where members may have evidence of their own.
+class ConditionalSampler:
+    """Draws from p(x | constraints), where members may have values of their own.
 
     Attributes:
         model: The model of the prior.
@@ -67,17 +67,17 @@ class Conditional:
         self,
         shape: Sequence[int],
         seed: int,
-        evidence: Sequence[Evidence],
+        constraints: Sequence[Constraint],
         start: Tensor | None = None,
         level: float = 0.0,
     ) -> tuple[Tensor, float]:
-        r"""Draw members; lost ones are drawn again, as in :func:`sda_core.method.sample_members`.
+        r"""Draw members; diverged ones again, as :class:`sda_core.method.EnsembleSampler` does.
 
         Args:
             shape: (M, L, C, \*S), M members.
             seed: Source of all randomness; a member depends on it and on its number alone.
-            evidence: What is known, if anything.
-            start: Trajectories in model space that are noised and gone on from, of this shape; None
+            constraints: What is known, if anything.
+            start: Trajectories in model space that are noised to begin with, of this shape; None
                 to begin with noise.
             level: sigma / alpha that they are noised to, as far as the grid has it.
 
@@ -85,42 +85,44 @@ class Conditional:
             Trajectories in model space, in host memory, and evaluations of the prior per member.
 
         Raises:
-            AssimilationError: Members are lost, however often they are drawn.
+            AssimilationError: Members diverge, however often they are drawn.
         """
         members, *rest = shape
         prior, device = self.model.trajectory_denoiser(), self.model.device
-        draws, ensemble = Draws(members), torch.empty(tuple(shape))
+        tracker, ensemble = RedrawTracker(members), torch.empty(tuple(shape))
 
         def draw(numbers: Tensor, attempt: int) -> None:
             own = seeded_generator(seed, attempt).initial_seed() if attempt else seed
             for batch in numbers.split(self.batch_size or members):
-                denoiser = self._guided(prior, evidence, batch)
+                denoiser = self._guided(prior, constraints, batch)
                 noise = MemberNoise(own, batch.tolist(), device=device)
-                watch, begin = Watch(prior.schedule), None
+                monitor, begin = DivergenceMonitor(prior.schedule), None
                 if start is not None:
                     begin = self._noised(prior, start[batch].to(device), level, noise)
                 x = self.sampler.sample(
                     denoiser,
                     (len(batch), *rest),
                     noise,
-                    on_state=partial(_look, watch),
+                    on_state=partial(_look, monitor),
                     start=begin,
                 )
                 ensemble[batch] = x.cpu()
-                draws.note(batch, watch.levels.cpu())
+                tracker.record(batch, monitor.levels.cpu())
 
         with _counted(prior) as count:
-            draws.complete(draw)
+            tracker.complete(draw)
         return ensemble, count[0] / members
 
-    def _guided(self, prior: Denoiser, evidence: Sequence[Evidence], batch: Tensor) -> Denoiser:
-        if not evidence:
+    def _guided(
+        self, prior: Denoiser, constraints: Sequence[Constraint], batch: Tensor
+    ) -> Denoiser:
+        if not constraints:
             return prior
-        rows = [e.y[batch] if e.y.ndim == 2 else e.y.expand(len(batch), -1) for e in evidence]
+        rows = [e.y[batch] if e.y.ndim == 2 else e.y.expand(len(batch), -1) for e in constraints]
         likelihood = Likelihood(
-            operator=lambda x: torch.cat([e.operator(x) for e in evidence], dim=1),
+            operator=lambda x: torch.cat([e.operator(x) for e in constraints], dim=1),
             y=torch.cat(rows, dim=1),
-            noise=JointNoise(parts=tuple(e.noise for e in evidence)),
+            noise=JointNoise(parts=tuple(e.noise for e in constraints)),
         )
         return self.guidance(prior, likelihood)
 
@@ -133,8 +135,8 @@ class Conditional:
         return SamplerState(alpha[step].to(x) * x + sigma[step].to(x) * z, step)
 
 
-def _look(watch: Watch, state: SamplerState, t: Tensor) -> None:
-    watch(state.x, t)
+def _look(monitor: DivergenceMonitor, state: SamplerState, t: Tensor) -> None:
+    monitor(state.x, t)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor
 from sda_core.denoiser import MarkovBlanketDenoiser
 from sda_core.errors import AssimilationError
 from sda_core.method.base import PriorModel
-from sda_core.method.conditional import Conditional, Evidence
+from sda_core.method.conditional import ConditionalSampler, Constraint
 from sda_core.random import seeded_generator
 
 if TYPE_CHECKING:
@@ -67,15 +67,17 @@ def forecast(
 
     Raises:
         AssimilationError: There are fewer known states than ``condition``, they are not finite, a
-            piece would have no new state, or members are lost however often they are drawn.
+            piece would have no new state, or members diverge however often they are drawn.
     """
-    sampling = Conditional(model=model, sampler=sampler, guidance=guidance, batch_size=batch_size)
+    sampling = ConditionalSampler(
+        model=model, sampler=sampler, guidance=guidance, batch_size=batch_size
+    )
     x, _ = extend(sampling, states, horizon, seed, condition, length, std)
     return x
 
 
 def extend(
-    sampling: Conditional,
+    sampling: ConditionalSampler,
     states: Tensor,
     horizon: int,
     seed: int,
@@ -104,7 +106,7 @@ def extend(
     for piece in range(-(-horizon // (length - condition))):
         shape = (len(states), length, *states.shape[2:])
         own = seeded_generator(seed, piece).initial_seed()
-        x, spent = sampling.draw(shape, own, [Evidence.held(known, std)])
+        x, spent = sampling.draw(shape, own, [Constraint.held(known, std)])
         new.append(x[:, condition:])
         known, evaluations = x[:, -condition:], evaluations + spent
     return scaling.to_physical(torch.cat(new, 1)[:, :horizon]), evaluations

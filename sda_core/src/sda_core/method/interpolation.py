@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sda_core.config import component, option, positive
 from sda_core.errors import AssimilationError
-from sda_core.method.base import Method, Problem, Toolbox
+from sda_core.method.base import Execution, Method, Problem
 from sda_core.random import seeded_generator
 
 #: lambda is looked for between 10^-DECADES and 10^DECADES, by bisection in so many solves.
@@ -48,7 +48,9 @@ class Interpolation(Method):
         default=1.0, check=positive, help="weight of roughness in time over that in space"
     )
 
-    def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
+    def draw(
+        self, problem: Problem, members: int, seed: int, execution: Execution = Execution()
+    ) -> Tensor:
         """Interpolate, and repeat the result ``members`` times.
 
         Raises:
@@ -78,8 +80,8 @@ class Interpolation(Method):
                 low, best = exponent, z
             else:
                 high = exponent
-            if tools.on_step:
-                tools.on_step(i + 1, SOLVES)
+            if execution.on_step:
+                execution.on_step(i + 1, SOLVES)
         x = mean + std * (z if best is None else best)
         if not x.isfinite().all():
             raise AssimilationError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sda_core.config import at_least, component, non_negative, option
 from sda_core.errors import AssimilationError
-from sda_core.method.base import Method, Problem, Toolbox
+from sda_core.method.base import Execution, Method, Problem
 from sda_core.random import seeded_generator
 
 
@@ -30,7 +30,9 @@ class ParticleFilter(Method):
     particles: int = option(default=16384, check=at_least(2), help="number of particles")
     burn_in: int = option(default=64, check=non_negative, help="transitions from the prior to x_1")
 
-    def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
+    def draw(
+        self, problem: Problem, members: int, seed: int, execution: Execution = Execution()
+    ) -> Tensor:
         """Filter, then draw ``members`` of the surviving paths.
 
         Raises:
@@ -59,8 +61,8 @@ class ParticleFilter(Method):
             if log_w is not None:
                 parents = self._resample(log_w, i, generator)
                 x = x[parents]
-            if tools.on_step:
-                tools.on_step(i + 1, problem.length)
+            if execution.on_step:
+                execution.on_step(i + 1, problem.length)
         # Resampled indices only point back one time: walk the family tree from the leaves.
         index = parents[torch.randperm(self.particles, generator=generator)[:members]]
         path = []

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import attrs
 import torch
@@ -14,53 +14,37 @@ from torch import Tensor
 
 from sda_core.cluster.threads import one_thread
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
-from sda_core.method.base import PriorModel
+from sda_core.method.base import Execution, PriorModel
+from sda_core.method.divergence import DivergenceMonitor, RedrawTracker
 from sda_core.method.ensemble import Ensemble
-from sda_core.method.lost_members import Draws, Watch
 from sda_core.method.memory_plan import free_memory, plan_memory
 from sda_core.random import MemberNoise, seeded_generator
-from sda_core.sampler.base import SamplerState
-
-if TYPE_CHECKING:
-    from sda_core.cluster import Cluster
-    from sda_core.sampler.base import Sampler
+from sda_core.sampler.base import Sampler, SamplerState
 
 #: Members in a batch that is sampled on a cluster, if nothing else is asked for.
 SPREAD_BATCH = 8
 
 
-def sample_members(
-    model: PriorModel,
-    sampler: Sampler,
-    shape: Sequence[int],
-    seed: int,
-    *,
-    guide: Callable[[Denoiser], Denoiser] | None = None,
-    batch_size: int | None = None,
-    memory: float | None = None,
-    announce: Callable[[str], None] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-    ensemble: Ensemble | None = None,
-    cluster: Cluster | None = None,
-    workers: int = 1,
-) -> Tensor:
-    r"""Sample trajectories in batches that fit the memory.
+@attrs.frozen(eq=False)
+class EnsembleSampler:
+    r"""Samples trajectories in batches that fit the memory.
 
     A member that becomes non-finite or runs away is drawn again from noise that depends on (seed,
-    its number, attempt) alone, and an ``AssimilationWarning`` tells at which noise level it was
-    lost. So what is returned are samples given that they are not lost, which is sound as long as
-    few are.
+    its number, attempt) alone, and an ``AssimilationWarning`` tells at which noise level it
+    diverged. So the result are samples given that they do not diverge, which is sound as long as
+    few do.
 
     An ensemble on disk is written batch by batch, and how far sampling has come is kept with it.
-    Sampling that was stopped goes on in the same batches and chunks, unless other ones are asked
+    Sampling that was stopped is resumed in the same batches and chunks, unless other ones are asked
     for, and the result is, on a CPU bit for bit, that of one that was not.
 
     On a cluster each batch is a task, done by one thread. The last bits of a network's output
     depend on how much it is given at once and on the number of threads, so that batches are the
     same whatever the number of workers, and so is the ensemble: on processors of one kind bit for
-    bit that of this process, if it has one thread and the same ``batch_size``.
+    bit that of this process, if it has one thread and the same ``batch_size``. Only finished
+    batches are kept of a sampling that is stopped there.
 
-    Args:
+    Attributes:
         model: The model of the prior.
         sampler: The sampler.
         shape: (M, L, C, \*S), M members.
@@ -70,133 +54,179 @@ def sample_members(
             :data:`SPREAD_BATCH`.
         memory: Budget in GiB of each process; None for half of what is free here, which the
             workers of a cluster share.
-        announce: Called with the plan, in one line, before sampling.
-        on_step: Called with (steps done, number of steps); on a cluster, of batches.
-        ensemble: Where the members go; None for the memory.
-        cluster: Where members are sampled; None for this process. Only finished batches are kept
-            of a sampling that is stopped there.
-        workers: How many of the cluster's processes sample.
-
-    Returns:
-        Trajectories in physical units, (M, L, C, \*S), of the ensemble.
-
-    Raises:
-        AssimilationError: One window of one member does not fit the memory.
-        ClusterError: The cluster cannot be reached, or lost a batch for good.
-        LostMembersError: Members are lost: more than half of them at first, or some however often
-            they are drawn.
-        StoppedError: The user asked to stop, and the ensemble can be gone on with.
     """
-    members, *rest = shape
-    ensemble = Ensemble(shape) if ensemble is None else ensemble
-    prior = model.trajectory_denoiser()
-    composed = isinstance(prior, MarkovBlanketDenoiser)
 
-    def some_steps(prior: Denoiser) -> None:
-        noise = MemberNoise(seed, [0], device=model.device)
-        z = noise.normal((1, *rest))  # kept throughout, as by Sampler.sample
-        times = sampler.times(prior.schedule)
-        # From all over the grid: early steps, or those at some noise levels, may hold less.
-        few = torch.linspace(0, len(times) - 1, min(len(times), 8)).long()
-        guided, start = guide(prior) if guide else prior, SamplerState(1.0 * z)
-        with torch.no_grad():
-            for _ in sampler.walk(guided, start, times[few], noise):
-                pass
+    model: PriorModel
+    sampler: Sampler
+    shape: Sequence[int]
+    seed: int
+    guide: Callable[[Denoiser], Denoiser] | None = attrs.field(default=None, kw_only=True)
+    batch_size: int | None = attrs.field(default=None, kw_only=True)
+    memory: float | None = attrs.field(default=None, kw_only=True)
 
-    if cluster is not None:
-        batch_size = min(SPREAD_BATCH, members) if batch_size is None else batch_size
-    asked = {
-        "batch_size": batch_size,
-        "chunk_size": prior.chunk_size if composed else None,
-        "memory": memory,
-        "device": model.device.type,
-    }
-    before, settings = ensemble.begin() or ({}, {})
-    if settings.get("asked") != asked:
-        if cluster is not None and memory is None:
-            memory = free_memory(model.device) / 2 / 2**30 / workers
+    def sample(self, execution: Execution = Execution()) -> Tensor:
+        r"""Sample the members, or those that a stopped sampling has left.
+
+        Args:
+            execution: What is reported to, where members go and where they are drawn.
+
+        Returns:
+            Trajectories in physical units, (M, L, C, \*S), of the ensemble.
+
+        Raises:
+            AssimilationError: One window of one member does not fit the memory.
+            ClusterError: The cluster cannot be reached, or lost a batch for good.
+            DivergedMembersError: More than half of the members diverge at first, or some however
+                often they are drawn.
+            StoppedError: A stop was asked for; an ensemble on disk can be resumed.
+        """
+        ensemble = execution.ensemble or Ensemble(self.shape)
+        before, settings = ensemble.begin() or ({}, {})
+        settings = self.plan(settings, execution)
+        if before and execution.announce:
+            execution.announce(_how_far(before))
+        drawing = _Drawing(self, execution, ensemble, settings, before)
+        with ensemble.checkpoints() as drawing.checkpoint:
+            drawing.tracker.complete(drawing.draw)
+        return ensemble.values
+
+    def plan(self, settings: Mapping[str, Any], execution: Execution) -> Mapping[str, Any]:
+        """How many members and windows at once fit the memory; as before, if that was asked.
+
+        Args:
+            settings: What was planned before, if anything.
+            execution: Where the members are drawn; the plan is announced.
+
+        Returns:
+            The settings, with ``members``, ``windows`` and what was asked for.
+        """
+        members, *rest = self.shape
+        model, memory, batch_size = self.model, self.memory, self.batch_size
+        prior = model.trajectory_denoiser()
+        if execution.cluster is not None and batch_size is None:
+            batch_size = min(SPREAD_BATCH, members)
+        asked = {
+            "batch_size": batch_size,
+            "chunk_size": prior.chunk_size if isinstance(prior, MarkovBlanketDenoiser) else None,
+            "memory": memory,
+            "device": model.device.type,
+        }
+        if settings.get("asked") == asked:
+            return settings
+
+        def some_steps(prior: Denoiser) -> None:
+            noise = MemberNoise(self.seed, [0], device=model.device)
+            z = noise.normal((1, *rest))  # kept throughout, as by Sampler.sample
+            times = self.sampler.times(prior.schedule)
+            # From all over the grid: early steps, or those at some noise levels, may hold less.
+            few = torch.linspace(0, len(times) - 1, min(len(times), 8)).long()
+            guided, start = self.guide(prior) if self.guide else prior, SamplerState(1.0 * z)
+            with torch.no_grad():
+                for _ in self.sampler.walk(guided, start, times[few], noise):
+                    pass
+
+        if execution.cluster is not None and memory is None:
+            memory = free_memory(model.device) / 2 / 2**30 / execution.workers
         plan = plan_memory(
             prior,
-            shape,
+            self.shape,
             some_steps,
             device=model.device,
-            gradients=guide is not None,
+            gradients=self.guide is not None,
             batch_size=batch_size,
             memory=memory,
         )
-        if announce:
-            announce(str(plan))
-        sizes = {"members": plan.batch_size, "windows": plan.chunk_size}
-        settings = {**settings, "asked": asked, **sizes}
-    sampling = Sampling(
-        model=model,
-        sampler=sampler,
-        shape=tuple(rest),
-        seed=seed,
-        guide=guide,
-        chunk_size=settings["windows"],
-    )
-    denoiser = sampling.denoiser()
-    draws = Draws(members, before.get("levels"), before.get("attempts"))
-    if before and announce:
-        announce(_how_far(before))
-    total = math.ceil(members / settings["members"])
+        if execution.announce:
+            execution.announce(str(plan))
+        return {**settings, "asked": asked, "members": plan.batch_size, "windows": plan.chunk_size}
 
-    def draw(numbers: Tensor, attempt: int) -> None:
-        batches = numbers.split(settings["members"])
-        if cluster is not None:
-            draw_on(cluster, batches, attempt)
+
+class _Drawing:
+    """Members of an ensemble as they are drawn, batch by batch, here or on a cluster."""
+
+    def __init__(
+        self,
+        sampling: EnsembleSampler,
+        execution: Execution,
+        ensemble: Ensemble,
+        settings: Mapping[str, Any],
+        before: Mapping[str, Tensor],
+    ) -> None:
+        members, *rest = sampling.shape
+        self.execution, self.ensemble, self.settings = execution, ensemble, settings
+        self.resumed = before
+        self.tracker = RedrawTracker(members, before.get("levels"), before.get("attempts"))
+        self.checkpoint: Callable[[Callable[[], Any]], None] = lambda progress: None
+        self.total = math.ceil(members / settings["members"])
+        self.batches = BatchSampler(
+            model=sampling.model,
+            sampler=sampling.sampler,
+            shape=tuple(rest),
+            seed=sampling.seed,
+            guide=sampling.guide,
+            chunk_size=settings["windows"],
+        )
+        self.denoiser = self.batches.denoiser()
+
+    def draw(self, numbers: Tensor, attempt: int) -> None:
+        """Draw members of these numbers, in the attempt of this number."""
+        batches = numbers.split(self.settings["members"])
+        if self.execution.cluster is not None:
+            self._draw_on_cluster(batches, attempt)
             return
-        for i, batch in enumerate(batches, start=total - len(batches)):
-            draw_batch(batch, attempt, partial(report, i) if attempt == 0 else None)
+        for i, batch in enumerate(batches, start=self.total - len(batches)):
+            self._draw_batch(batch, attempt, partial(self._report, i) if attempt == 0 else None)
 
-    def report(i: int, step: int, steps: int) -> None:
-        if on_step:
-            on_step(i * steps + step, total * steps)
+    def _report(self, i: int, step: int, steps: int) -> None:
+        if self.execution.on_step:
+            self.execution.on_step(i * steps + step, self.total * steps)
 
-    def draw_batch(batch: Tensor, attempt: int, on_step: Callable[[int, int], None] | None) -> None:
-        nonlocal before
-        noise = sampling.noise(batch.tolist(), attempt)
-        watch, start = Watch(denoiser.schedule), None
-        if "batch" in before and torch.equal(before["batch"], batch):
-            start = _unpack(before, noise, watch, model.device)
-        before = {}  # a later attempt may have a batch of the same numbers
+    def _draw_batch(
+        self, batch: Tensor, attempt: int, on_step: Callable[[int, int], None] | None
+    ) -> None:
+        model, noise = self.batches.model, self.batches.noise(batch.tolist(), attempt)
+        monitor, start = DivergenceMonitor(self.denoiser.schedule), None
+        if "batch" in self.resumed and torch.equal(self.resumed["batch"], batch):
+            start = _unpack(self.resumed, noise, monitor, model.device)
+        self.resumed = {}  # a later attempt may have a batch of the same numbers
 
         def on_state(state: SamplerState, s: Tensor) -> None:
-            watch(state.x, s)
-            checkpoint(lambda: (draws.tensors | _pack(batch, state, noise, watch), settings))
+            monitor(state.x, s)
+            self.checkpoint(
+                lambda: (self.tracker.tensors | _pack(batch, state, noise, monitor), self.settings)
+            )
 
-        x = sampler.sample(denoiser, (len(batch), *rest), noise, on_step, on_state, start)
-        keep(batch, model.standardization.to_physical(x).cpu(), watch.levels.cpu())
+        shape = (len(batch), *self.batches.shape)
+        x = self.batches.sampler.sample(self.denoiser, shape, noise, on_step, on_state, start)
+        self._keep(batch, model.standardization.to_physical(x).cpu(), monitor.levels.cpu())
 
-    def draw_on(cluster: Cluster, batches: Sequence[Tensor], attempt: int) -> None:
-        if announce:
-            announce(
-                f"{len(batches)} batches of at most {settings['members']} members "
-                f"(method.batch_size) for {workers} workers"
+    def _draw_on_cluster(self, batches: Sequence[Tensor], attempt: int) -> None:
+        execution = self.execution
+        assert execution.cluster is not None  # since it was looked for
+        if execution.announce:
+            execution.announce(
+                f"{len(batches)} batches of at most {self.settings['members']} members "
+                f"(method.batch_size) for {execution.workers} workers"
             )
         tasks = [(batch.tolist(), attempt) for batch in batches]
-        done = total - len(batches)
-        with closing(cluster.map(sampling, tasks, workers=workers)) as results:
+        done = self.total - len(batches)
+        results = execution.cluster.map(self.batches, tasks, workers=execution.workers)
+        with closing(results):
             for i, (x, levels) in results:
-                keep(batches[i], x, levels)
+                self._keep(batches[i], x, levels)
                 done += 1
-                if on_step and attempt == 0:
-                    on_step(done, total)
-                checkpoint(lambda: (draws.tensors, settings))
+                if execution.on_step and attempt == 0:
+                    execution.on_step(done, self.total)
+                self.checkpoint(lambda: (self.tracker.tensors, self.settings))
 
-    def keep(batch: Tensor, x: Tensor, levels: Tensor) -> None:
-        ensemble.write(batch, x)
-        draws.note(batch, levels)
-        ensemble.save((draws.tensors, settings))
-
-    with ensemble.checkpoints() as checkpoint:
-        draws.complete(draw)
-    return ensemble.values
+    def _keep(self, batch: Tensor, x: Tensor, levels: Tensor) -> None:
+        self.ensemble.write(batch, x)
+        self.tracker.record(batch, levels)
+        self.ensemble.save((self.tracker.tensors, self.settings))
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Sampling:
+class BatchSampler:
     r"""How a batch of members is sampled, as a value that can be sent to another process.
 
     Attributes:
@@ -234,26 +264,26 @@ class Sampling:
             task: The numbers of its members, and that of the attempt.
 
         Returns:
-            Trajectories in physical units, (B, L, C, \*S), and the noise level at which each was
-            lost, (B,), as of :class:`~sda_core.method.lost_members.Watch`.
+            Trajectories in physical units, (B, L, C, \*S), and the noise level at which each
+            diverged, (B,), as of :class:`~sda_core.method.divergence.DivergenceMonitor`.
         """
         numbers, attempt = task
         with one_thread():
             denoiser = self.denoiser()
-            watch = Watch(denoiser.schedule)
+            monitor = DivergenceMonitor(denoiser.schedule)
             x = self.sampler.sample(
                 denoiser,
                 (len(numbers), *self.shape),
                 self.noise(numbers, attempt),
-                on_state=lambda state, s: watch(state.x, s),
+                on_state=lambda state, s: monitor(state.x, s),
             )
-            return self.model.standardization.to_physical(x).cpu(), watch.levels.cpu()
+            return self.model.standardization.to_physical(x).cpu(), monitor.levels.cpu()
 
 
 def _pack(
-    batch: Tensor, state: SamplerState, noise: MemberNoise, watch: Watch
+    batch: Tensor, state: SamplerState, noise: MemberNoise, monitor: DivergenceMonitor
 ) -> dict[str, Tensor]:
-    """A batch on its way, as tensors by name."""
+    """A batch in progress, as tensors by name."""
     past = {f"past.{i}": x for i, x in enumerate(state.past)}
     step = torch.tensor(state.step)
     return {
@@ -261,17 +291,20 @@ def _pack(
         "x": state.x,
         "step": step,
         "noise": noise.state,
-        "lost_at": watch.levels,
+        "lost_at": monitor.levels,
         **past,
     }
 
 
 def _unpack(
-    tensors: Mapping[str, Tensor], noise: MemberNoise, watch: Watch, device: torch.device
+    tensors: Mapping[str, Tensor],
+    noise: MemberNoise,
+    monitor: DivergenceMonitor,
+    device: torch.device,
 ) -> SamplerState:
     """What :func:`_pack` took, put back."""
     noise.state = tensors["noise"]
-    watch.levels = tensors["lost_at"].to(device)
+    monitor.levels = tensors["lost_at"].to(device)
     past = sorted(name for name in tensors if name.startswith("past."))
     return SamplerState(
         tensors["x"].to(device), int(tensors["step"]), tuple(tensors[n].to(device) for n in past)
@@ -281,7 +314,7 @@ def _unpack(
 def _how_far(tensors: Mapping[str, Tensor]) -> str:
     """How far a sampling has come, in words."""
     attempts = tensors["attempts"]
-    done = f"going on after {int((attempts > 0).sum())} of {len(attempts)} members"
+    done = f"resuming after {int((attempts > 0).sum())} of {len(attempts)} members"
     if "step" not in tensors:
         return done
     return f"{done} and {int(tensors['step'])} steps of the next {len(tensors['batch'])}"

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 from torch import Tensor
 
-from sda_core.config import at_least, component, option, positive
+from sda_core.config import at_least, component, option, part, positive
 from sda_core.denoiser import Denoiser
 from sda_core.errors import AssimilationError
-from sda_core.guidance.base import Likelihood
-from sda_core.method.base import Method, PriorModel, Problem, Toolbox
-from sda_core.method.sampling import sample_members
-from sda_core.method.tuning import tuned
+from sda_core.guidance.base import Guidance, Likelihood
+from sda_core.method.base import Execution, Method, PriorModel, Problem
+from sda_core.method.sampling import EnsembleSampler
+from sda_core.method.tuning import tune_strength
 from sda_core.observation import Operator
+from sda_core.sampler.base import Sampler
 
 if TYPE_CHECKING:
     from sda_core.data import Standardization
-    from sda_core.guidance.base import Guidance
-    from sda_core.sampler.base import Sampler
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -44,8 +43,8 @@ class InModelSpace:
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Guided:
-    """What samples of a posterior are made with.
+class Posterior:
+    """A prior, guided by observations, and the sampler of it.
 
     Attributes:
         model: The model of the prior.
@@ -66,10 +65,19 @@ class Guided:
 
 @component
 class GuidedMethod(Method):
-    """A method that samples a trained model under a guidance, in batches that fit the memory."""
+    """A method that samples a trained model under a guidance, in batches that fit the memory.
+
+    Attributes:
+        model: The model of the prior.
+        sampler: The sampler.
+        guidance: The guidance.
+    """
 
     needs_model: ClassVar[bool] = True
 
+    model: PriorModel | None = part(default=None, kw_only=False)
+    sampler: Sampler | None = part(default=None)
+    guidance: Guidance | None = part(default=None)
     batch_size: int | None = option(
         default=None,
         check=at_least(1),
@@ -82,24 +90,31 @@ class GuidedMethod(Method):
         help="memory to use on the device; half of what is free if not set",
     )
 
-    def guided(self, problem: Problem, seed: int, tools: Toolbox) -> Guided:
-        """Take model, sampler and guidance, of the strength that suits the problem, if "auto".
+    def posterior(self, problem: Problem, seed: int, execution: Execution) -> Posterior:
+        """The posterior that is sampled, its guidance of the strength that suits it, if "auto".
 
         Raises:
-            AssimilationError: One of them is missing, or no strength is found.
+            AssimilationError: Model, sampler or guidance is missing, or no strength is found.
         """
-        method = SDA(batch_size=self.batch_size, memory=self.memory)
-        tools = tuned(method, problem, seed, tools)
-        model, sampler, guidance = tools.model, tools.sampler, tools.guidance
-        if model is None or sampler is None or guidance is None:
+        model, sampler = self.model, self.sampler
+        if model is None or sampler is None or self.guidance is None:
             raise AssimilationError(
                 f"{type(self).__name__} needs a trained model, a sampler and a guidance: train a "
-                "model first (sda train), and give [sampler] and [guidance]"
+                "model first (sda train), and give [sampler] and [guidance]; in Python, as in "
+                f"{type(self).__name__}(model, sampler=DDPM(), guidance=...)"
             )
+        plain = SDA(
+            model,
+            sampler=sampler,
+            guidance=self.guidance,
+            batch_size=self.batch_size,
+            memory=self.memory,
+        )
+        guidance = tune_strength(plain, problem, seed, execution)
         observation = problem.observation
         operator = InModelSpace(operator=observation.operator, scaling=model.standardization)
         likelihood = Likelihood(operator=operator, y=problem.y, noise=observation.noise)
-        return Guided(model=model, sampler=sampler, guidance=guidance, likelihood=likelihood)
+        return Posterior(model=model, sampler=sampler, guidance=guidance, likelihood=likelihood)
 
 
 @component
@@ -110,31 +125,29 @@ class SDA(GuidedMethod):
     and windows go at once is chosen so that they fit the memory; see
     :mod:`sda_core.method.memory_plan`. ``model.chunk_size``, where set, is kept.
 
-    On a cluster, batches are tasks; see :func:`~sda_core.method.sample_members`. A strength of
+    On a cluster, batches are tasks; see :class:`~sda_core.method.EnsembleSampler`. A strength of
     "auto" is found before, in this process.
     """
 
     spreads: ClassVar[bool] = True
 
-    def assimilate(self, problem: Problem, members: int, seed: int, tools: Toolbox) -> Tensor:
+    def draw(
+        self, problem: Problem, members: int, seed: int, execution: Execution = Execution()
+    ) -> Tensor:
         """Sample the posterior.
 
         Raises:
             AssimilationError: Model, sampler or guidance is missing, one window of one member does
-                not fit the memory, or members are lost, however often they are drawn.
+                not fit the memory, or members diverge, however often they are drawn.
         """
-        guided = self.guided(problem, seed, tools)
-        return sample_members(
-            guided.model,
-            guided.sampler,
-            (members, *problem.shape),
-            seed,
-            guide=guided.guide,
+        posterior = self.posterior(problem, seed, execution)
+        sampling = EnsembleSampler(
+            model=posterior.model,
+            sampler=posterior.sampler,
+            shape=(members, *problem.shape),
+            seed=seed,
+            guide=posterior.guide,
             batch_size=self.batch_size,
             memory=self.memory,
-            announce=tools.announce,
-            on_step=tools.on_step,
-            ensemble=tools.ensemble,
-            cluster=tools.cluster,
-            workers=tools.workers,
         )
+        return sampling.sample(execution)

@@ -24,21 +24,22 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import scoringrules
 import torch
 from torch import Generator, Tensor
 
-from sda_core.errors import AssimilationError, AssimilationWarning, LostMembersError
+from sda_core.errors import AssimilationError, AssimilationWarning, DivergedMembersError
 from sda_core.guidance.strength import AUTO, Strength
-from sda_core.method.base import Method, Problem, Toolbox
-from sda_core.method.sampling import sample_members
+from sda_core.method.base import Execution, Method, Problem
+from sda_core.method.sampling import EnsembleSampler
 from sda_core.random import seeded_generator
 
 if TYPE_CHECKING:
     from sda_core.guidance.base import Guidance
+    from sda_core.method.sda import SDA
     from sda_core.observation.base import ObservationModel
 
 #: Shares that observations are dealt into.
@@ -59,7 +60,7 @@ class Trial:
 
     Attributes:
         value: The strength.
-        chi2: chi^2 of the withheld observations; infinite where members were lost or ran away.
+        chi2: chi^2 of the withheld observations; infinite where members diverged or ran away.
         crps: Their mean continuous ranked probability score, the prediction taken as Gaussian.
     """
 
@@ -68,90 +69,84 @@ class Trial:
     crps: float
 
 
-def tuned(method: Method, problem: Problem, seed: int, tools: Toolbox) -> Toolbox:
-    """Choose the strength of a guidance, if it is "auto".
+def tune_strength(method: SDA, problem: Problem, seed: int, execution: Execution) -> Guidance:
+    """The guidance of a method, of a strength that suits the problem where it is "auto".
 
     Args:
         method: The method whose ensembles are looked at.
         problem: The problem.
         seed: Source of all randomness.
-        tools: Model, sampler and guidance. What is tried and chosen is announced, recorded under
-            "strength", and kept with the ensemble: what was chosen before is not chosen again.
-
-    Returns:
-        The tools, the guidance's strength a number.
+        execution: What is tried and chosen is announced, recorded under "strength", and kept with
+            the ensemble: what was chosen before is not chosen again.
 
     Raises:
         AssimilationError: There are fewer than two observations, one window of one member does not
-            fit the memory, or even the weakest guidance loses members.
+            fit the memory, or members diverge even under the weakest guidance.
     """
-    strength: Strength | None = getattr(tools.guidance, "strength", None)
-    if (
-        strength is None
-        or getattr(tools.guidance, strength.field) != AUTO
-        or not (tools.model and tools.sampler)
-    ):
-        return tools
-    _, before = (tools.ensemble and tools.ensemble.begin()) or ({}, {})
+    guidance: Any = method.guidance
+    strength: Strength | None = getattr(guidance, "strength", None)
+    if strength is None or getattr(guidance, strength.field) != AUTO:
+        return guidance
+    ensemble = execution.ensemble
+    _, before = (ensemble and ensemble.begin()) or ({}, {})
     found = before.get("strength")
     if found is None:
-        found = _find(method, problem, seed, tools, strength)
-        if tools.ensemble:
-            tools.ensemble.save(({}, {"strength": found}))
-    if tools.announce:
-        tools.announce(
+        found = _find(method, problem, seed, execution, strength)
+        if ensemble:
+            ensemble.save(({}, {"strength": found}))
+    if execution.announce:
+        execution.announce(
             f"{strength.field} = {found['chosen']:.3g}, found with {len(found['trials'])} trials: "
             f"chi^2 of withheld observations {found['chi2']:.2f}"
         )
-    if tools.record:
-        tools.record({"strength": found})
-    return attrs.evolve(tools, guidance=_settled(tools.guidance, strength, found["chosen"]))
+    if execution.record:
+        execution.record({"strength": found})
+    return _with_strength(guidance, strength, found["chosen"])
 
 
-def _settled(guidance: Any, strength: Strength, value: float) -> Guidance:
+def _with_strength(guidance: Any, strength: Strength, value: float) -> Guidance:
     """The guidance with its strength."""
-    settled: Guidance = attrs.evolve(guidance, **{strength.field: value})
-    return settled
+    changed: Guidance = attrs.evolve(guidance, **{strength.field: value})
+    return changed
 
 
 def _find(
-    method: Method, problem: Problem, seed: int, tools: Toolbox, strength: Strength
+    method: SDA, problem: Problem, seed: int, execution: Execution, strength: Strength
 ) -> dict[str, Any]:
     """What is chosen and all that was tried, as JSON can hold it."""
-    model, sampler = tools.model, tools.sampler
-    assert model is not None
-    assert sampler is not None
+    assert method.model is not None  # since the method was complete
+    assert method.sampler is not None
     seed = seeded_generator(seed, 0, 2).initial_seed()
     observation = problem.observation
-    shares = deal(observation, seeded_generator(seed))
-    prior = sample_members(
-        model,
-        sampler,
-        (MEMBERS, *problem.shape),
-        seed,
-        batch_size=getattr(method, "batch_size", None),
-        memory=getattr(method, "memory", None),
-    )
+    shares = split_folds(observation, seeded_generator(seed))
+    prior = EnsembleSampler(
+        model=method.model,
+        sampler=method.sampler,
+        shape=(MEMBERS, *problem.shape),
+        seed=seed,
+        batch_size=method.batch_size,
+        memory=method.memory,
+    ).sample()
     values = observation.operator(prior.double()).flatten(1)
     centre, variance = values.mean(0), values.var(0)
     far = FAR * variance.clamp_min(float(variance.mean())).sqrt()
     unit = float(observation.noise.whiten(values).var(0).mean()) ** (strength.power / 2)
 
     def attempt(value: float) -> Trial:
-        guidance = _settled(tools.guidance, strength, value)
-        settled = Toolbox(model=model, sampler=sampler, guidance=guidance)
+        guidance = _with_strength(method.guidance, strength, value)
+        tried = attrs.evolve(cast(Any, method), guidance=guidance)
         parts = []
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", AssimilationWarning)  # members that are lost
+                warnings.simplefilter("error", AssimilationWarning)  # diverged members
                 for share in shares:
-                    parts.append(_score(method, problem, share, seed, settled, centre, far))
+                    parts.append(_score(tried, problem, share, seed, centre, far))
             chi2, crps = torch.cat(parts, 1).mean(1).tolist()
-        except (LostMembersError, AssimilationWarning):
+        except (DivergedMembersError, AssimilationWarning):
             chi2 = crps = math.inf
-        if tools.announce:
-            said = f"chi^2 {chi2:.2f}" if math.isfinite(chi2) else "members are lost"
-            tools.announce(f"trying {strength.field} = {value:.3g}: {said}")
+        if execution.announce:
+            said = f"chi^2 {chi2:.2f}" if math.isfinite(chi2) else "members diverged"
+            execution.announce(f"trying {strength.field} = {value:.3g}: {said}")
         return Trial(value, chi2, crps)
 
     best, trials = search(attempt, strength.weakest * unit, strength.strongest * unit)
@@ -163,7 +158,7 @@ def _find(
     return {**chosen, "trials": tried}
 
 
-def deal(observation: ObservationModel, generator: Generator) -> list[Tensor]:
+def split_folds(observation: ObservationModel, generator: Generator) -> list[Tensor]:
     r"""Shares of the observations to withhold in turn, each boolean, (n,), spread over all times.
 
     Raises:
@@ -197,7 +192,7 @@ def search(
         least CRPS where there is no crossing; and all trials.
 
     Raises:
-        AssimilationError: All trials lost members.
+        AssimilationError: Members diverged in all trials.
     """
     decades = round(abs(math.log10(strongest / weakest)))
     trials: list[Trial] = []
@@ -212,7 +207,7 @@ def search(
     best = min(trials, key=lambda trial: trial.crps)
     if math.isinf(best.crps):
         raise AssimilationError(
-            "a strength of 'auto' was not found: members are lost even under the weakest guidance "
+            "a strength of 'auto' was not found: members diverge even under the weakest guidance "
             f"that was tried, {trials[0].value:.3g}. Use more steps, or another guidance"
         )
     return best, trials
@@ -223,23 +218,22 @@ def _score(
     problem: Problem,
     share: Tensor,
     seed: int,
-    tools: Toolbox,
     centre: Tensor,
     far: Tensor,
 ) -> Tensor:
     """chi^2 and CRPS of each entry of a share that is withheld, (2, entries).
 
     Raises:
-        LostMembersError: A prediction ran away.
+        DivergedMembersError: A prediction ran away.
     """
     y = problem.y.flatten()
     known = Problem(
         system=problem.system, observation=problem.observation.select(~share), y=y[~share]
     )
-    x = method.assimilate(known, MEMBERS, seed, tools).double()
+    x = method.draw(known, MEMBERS, seed).double()
     predicted = problem.observation.operator(x).flatten(1)
     if not bool(((predicted - centre).abs() <= far).all()):
-        raise LostMembersError("predictions ran away")
+        raise DivergedMembersError("predictions ran away")
     noise, y, predicted = problem.observation.noise.select(share), y[share], predicted[:, share]
     mean, whitened = predicted.mean(0, keepdim=True), noise.whiten(predicted)
     spread = (1 + 1 / MEMBERS) * whitened.var(0, keepdim=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import attrs
 from torch import Tensor
@@ -14,7 +15,7 @@ from sda_core.errors import ConfigError
 from sda_core.experiment import AssimilateConfig, Experiment, Run
 from sda_core.io import xarray as xarray_io
 from sda_core.io.progress import ProgressOption, announce
-from sda_core.method import Method, Problem, Toolbox
+from sda_core.method import Execution, Method, Problem
 from sda_core.model import TrainedModel
 from sda_core.random import seeded_generator
 from sda_core.stages.common import (
@@ -106,39 +107,42 @@ def assimilate(
             run, "assimilate", problem.system.spec, shape, model, problem.y
         ) as ensemble:
             with sampling_steps(run, "assimilating") as on_step:
-                tools = attrs.evolve(
-                    toolbox(run, model, on_step),
+                execution = Execution(
+                    on_step=on_step,
+                    announce=partial(announce, run.progress),
                     ensemble=ensemble,
                     record=results.update,
                     cluster=None if workers is None else cluster,
                     workers=workers or 1,
                 )
-                x = method.assimilate(problem, experiment.assimilate.members, seed, tools)
+                method = complete(method, run, model)
+                x = method.draw(problem, experiment.assimilate.members, seed, execution)
             results["members"] = len(x)
             results |= run.result_numbers("assimilate", problem=problem, posterior=x)
             # Not before, so that they are never those of another posterior than the one there.
-            xarray_io.save(xarray_io.observations(problem), run.directory / "observations.nc")
+            xarray_io.save(problem.to_dataset(), run.directory / "observations.nc")
             ensemble.finish(x)
     return x
 
 
 def infer(
-    run: Run, method: Method, problem: Problem, members: int, seed: int, report: OnStep
+    run: Run, method: Method, problem: Problem, members: int, seed: int, on_step: OnStep
 ) -> Tensor:
     """The ensemble of a method, with the experiment's model, sampler and guidance."""
-    model = load_model(run) if method.needs_model else None
-    return method.assimilate(problem, members, seed, toolbox(run, model, report))
+    method = complete(method, run, load_model(run) if method.needs_model else None)
+    execution = Execution(on_step=on_step, announce=partial(announce, run.progress))
+    return method.draw(problem, members, seed, execution)
 
 
-def toolbox(run: Run, model: TrainedModel | None, report: OnStep) -> Toolbox:
-    """The experiment's sampler and guidance, and its model."""
-    return Toolbox(
-        model=model,
-        sampler=run.experiment.sampler,
-        guidance=run.experiment.guidance,
-        on_step=report,
-        announce=partial(announce, run.progress),
+def complete(method: Method, run: Run, model: TrainedModel | None) -> Method:
+    """A method with the model, and the experiment's sampler and guidance, if it needs them."""
+    if not method.needs_model:
+        return method
+    experiment, configuration = run.experiment, cast(Any, method)
+    completed: Method = attrs.evolve(
+        configuration, model=model, sampler=experiment.sampler, guidance=experiment.guidance
     )
+    return completed
 
 
 def _check_spread(run: Run, workers: int) -> None:

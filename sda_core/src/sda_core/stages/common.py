@@ -8,14 +8,11 @@ from contextlib import contextmanager
 from sda_core.data import split_path
 from sda_core.errors import ConfigError
 from sda_core.experiment.run import Run, device
-from sda_core.io.progress import reporting
+from sda_core.io.progress import reporting_steps
 from sda_core.model import TrainedModel
 from sda_core.random import seeded_generator
 
 OnStep = Callable[[int, int], None]
-
-#: Parts that progress is counted in.
-_WHOLE = 10_000
 
 #: Streams of random numbers under the experiment's seed.
 WEIGHTS, OBSERVATION, SAMPLE, POSTERIOR, REFERENCE, BASELINE = 11, 12, 13, 14, 15, 16
@@ -30,10 +27,10 @@ def stream(seed: int, stream: int) -> int:
 @contextmanager
 def sampling_steps(run: Run, label: str, *, hook: bool = True) -> Iterator[OnStep]:
     """Report the steps of a sampler or method and, if wanted, call the hook for each."""
-    with reporting(run.progress, label, _WHOLE) as report:
+    with reporting_steps(run.progress, label) as report:
 
         def on_step(step: int, num_steps: int) -> None:
-            report(round(_WHOLE * step / num_steps))
+            report(step, num_steps)
             if hook:
                 run.manager.hook.sda_sampling_step(run=run, step=step, num_steps=num_steps)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sda_core.evaluation.metrics import log_prior
 from sda_core.experiment import Experiment, Run
 from sda_core.io.progress import ProgressOption, announce
-from sda_core.method import sample_members
+from sda_core.method import EnsembleSampler, Execution
 from sda_core.stages.common import SAMPLE, load_model, sampling_steps, stream
 from sda_core.stages.streaming import ensemble_file
 from sda_core.system import HasLogProb
@@ -40,17 +40,16 @@ def sample(
         ensemble_file(run, "sample", model.spec, shape, model) as ensemble,
         sampling_steps(run, "sampling the prior") as on_step,
     ):
-        x = sample_members(
+        sampling = EnsembleSampler(
             model,
             sampler,
             shape,
             stream(experiment.seed, SAMPLE),
             batch_size=getattr(experiment.method, "batch_size", None),
             memory=getattr(experiment.method, "memory", None),
-            announce=partial(announce, run.progress),
-            on_step=on_step,
-            ensemble=ensemble,
         )
+        tell = partial(announce, run.progress)
+        x = sampling.sample(Execution(announce=tell, on_step=on_step, ensemble=ensemble))
         if isinstance(experiment.system, HasLogProb):
             log_p = [log_prior(experiment.system, part) for part in x.split(64)]
             results["log_prior"] = float(torch.cat(log_p).mean())

@@ -23,7 +23,7 @@ from sda_core.errors import (
 )
 from sda_core.experiment import Run
 from sda_core.io.files import write_json
-from sda_core.method import sample_members
+from sda_core.method import EnsembleSampler
 from sda_core.model import TrainedModel
 from sda_core.stages.common import SAMPLE, stream
 from sda_core.stages.watching import Watcher
@@ -217,13 +217,13 @@ class Training:
         assert sampler is not None
         model = attrs.evolve(self.model, denoiser=copy.deepcopy(self.trainer.best_denoiser))
         try:
-            x = sample_members(
+            x = EnsembleSampler(
                 model,
                 sampler,
                 (config.members, config.length, *model.spec.state_shape),
                 stream(experiment.seed, SAMPLE),
                 memory=getattr(experiment.method, "memory", None),
-            )
+            ).sample()
         except AssimilationError as error:
             self.watcher.say(f"no samples after epoch {self.trainer.epoch}: {error}")
             return {}

@@ -24,7 +24,7 @@ from sda_core.testing.gaussian import (
 from sda_core.testing.guidance import check_guidance
 from sda_core.testing.kalman import Smoothed, rts_smoother
 from sda_core.testing.kernel import check_kernel
-from sda_core.testing.method import check_method
+from sda_core.testing.method import check_method, draw
 from sda_core.testing.moments import Grade, affine_moments, grade, sampled_moments
 from sda_core.testing.noise import check_noise
 from sda_core.testing.observation import check_observation
@@ -59,6 +59,7 @@ __all__ = [
     "check_system",
     "check_tracker",
     "checks",
+    "draw",
     "gaussian_posterior",
     "gaussian_problem",
     "grade",

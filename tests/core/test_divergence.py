@@ -1,4 +1,4 @@
-"""Members that sampling loses are said, drawn again, and never returned."""
+"""Members that diverge are reported, drawn again, and never returned."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sda_core.errors import AssimilationError, AssimilationWarning
-from sda_core.method import sample_members
-from sda_core.method.lost_members import LIMIT, Watch
+from sda_core.method import EnsembleSampler
+from sda_core.method.divergence import LIMIT, DivergenceMonitor
 from sda_core.random import MemberNoise, seeded_generator
 from sda_core.sampler import DDPM, DPMSolver
 from sda_core.schedule import VP
@@ -28,7 +28,7 @@ def _again(seed, attempt):
     return seeded_generator(seed, attempt).initial_seed()
 
 
-def _losing(lost, value=torch.nan, below=1.0):
+def _diverging(lost, value=torch.nan, below=1.0):
     """Guidance that loses the members whose noise starts so, once sigma / alpha is below this."""
 
     def guide(prior):
@@ -52,13 +52,13 @@ def _losing(lost, value=torch.nan, below=1.0):
 
 def _sample(lost=(), batch_size=None, seed=3, shape=SHAPE, sampler=SAMPLER, **how):
     model = gaussian_problem(length=4).model
-    guide = _losing(list(lost), **how) if lost else None
-    return sample_members(model, sampler, shape, seed, guide=guide, batch_size=batch_size)
+    guide = _diverging(list(lost), **how) if lost else None
+    return EnsembleSampler(model, sampler, shape, seed, guide=guide, batch_size=batch_size).sample()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e6])
 @pytest.mark.parametrize("sampler", [SAMPLER, DDPM(steps=6)], ids=["dpm-solver", "ddpm"])
-def test_lost_members_are_drawn_again(sampler, value) -> None:
+def test_diverged_members_are_drawn_again(sampler, value) -> None:
     whole = _sample(sampler=sampler)
     lost = [_first(3, 5), _first(3, 10)]
     with pytest.warns(
@@ -107,17 +107,17 @@ def test_it_gives_up() -> None:
 
 
 def test_limit() -> None:
-    watch, t = Watch(VP()), torch.tensor(0.5)
+    monitor, t = DivergenceMonitor(VP()), torch.tensor(0.5)
     size = VP().alpha(t) * 1000  # sigma / alpha at t = 1
     x = torch.zeros(4, 3, 2)
     x[1, 2, 1], x[2, 0, 0], x[3] = -1.01 * LIMIT * size, 0.99 * LIMIT * size, torch.nan
-    watch(x, t)
-    watch(torch.full_like(x, torch.inf), torch.tensor(0.25))
+    monitor(x, t)
+    monitor(torch.full_like(x, torch.inf), torch.tensor(0.25))
     r = [float(VP().sigma(s) / VP().alpha(s)) for s in (t, torch.tensor(0.25))]
-    torch.testing.assert_close(watch.levels, torch.tensor([r[1], r[0], r[1], r[0]]))
+    torch.testing.assert_close(monitor.levels, torch.tensor([r[1], r[0], r[1], r[0]]))
 
 
-def test_an_untrained_network_loses_nobody() -> None:
+def test_an_untrained_network_diverges_nowhere() -> None:
     """One that finds no noise, so that all of it stays."""
 
     def guide(prior):
@@ -125,5 +125,5 @@ def test_an_untrained_network_loses_nobody() -> None:
         return prior
 
     model = gaussian_problem(length=4).model
-    x = sample_members(model, SAMPLER, SHAPE, 0, guide=guide)
+    x = EnsembleSampler(model, SAMPLER, SHAPE, 0, guide=guide).sample()
     assert 100 < model.standardization.to_model(x).std() < 2000

@@ -26,7 +26,7 @@ from sda_core.config import structure, unstructure
 from sda_core.errors import AssimilationError, AssimilationWarning, CheckpointError, DataError
 from sda_core.io.files import replace_file
 from sda_core.method.base import PriorModel
-from sda_core.method.conditional import Conditional, Evidence
+from sda_core.method.conditional import ConditionalSampler, Constraint
 from sda_core.method.forecasting import extend, piece_length
 from sda_core.observation import Observation, ObservationModel
 from sda_core.random import seeded_generator
@@ -170,7 +170,7 @@ class OnlineAssimilator:
         Raises:
             DataError: y is missing or has another shape, or the observation lies outside of the
                 window.
-            AssimilationError: Members are lost, however often they are drawn.
+            AssimilationError: Members diverge, however often they are drawn.
         """
         started = time.perf_counter()
         end = (self.updates + 1) * self.step
@@ -223,7 +223,7 @@ class OnlineAssimilator:
         self, new: _Batch | None, batches: list[_Batch], end: int, log: list[str]
     ) -> tuple[Tensor, float]:
         scaling, before, evaluations = self.model.standardization, self._ensemble, 0.0
-        sampling = Conditional(
+        sampling = ConditionalSampler(
             model=self.model,
             sampler=self.sampler,
             guidance=self.guidance,
@@ -248,14 +248,14 @@ class OnlineAssimilator:
             if new is None:
                 log.append("no observations: the posterior is the last one with the forecast")
                 return guess, evaluations
-        evidence = [self._evidence(batch, end) for batch in batches]
+        constraints = [self._constraint(batch, end) for batch in batches]
         if before is not None and self.background_std is not None:
             held = scaling.to_model(before[:, self.step : self.step + self.condition])
-            evidence.insert(0, Evidence.held(held, self.background_std))
+            constraints.insert(0, Constraint.held(held, self.background_std))
         x, spent = sampling.draw(
             shape,
             self._stream(_POSTERIOR),
-            evidence,
+            constraints,
             None if guess is None else scaling.to_model(guess),
             self.start_level or 0.0,
         )
@@ -268,7 +268,7 @@ class OnlineAssimilator:
         log.append(f"{count} observed values in {len(batches)} batches; started from {how}")
         return scaling.to_physical(x), evaluations + spent
 
-    def _evidence(self, batch: _Batch, end: int) -> Evidence:
+    def _constraint(self, batch: _Batch, end: int) -> Constraint:
         begin = batch.first - (end - self.length)
         there = slice(begin, begin + batch.model.length)
 
@@ -277,7 +277,7 @@ class OnlineAssimilator:
             return batch.model.operator(states).flatten(1)
 
         y = batch.y[batch.y.isfinite()]
-        return Evidence(operator=operator, y=y, noise=batch.model.noise)
+        return Constraint(operator=operator, y=y, noise=batch.model.noise)
 
     def _stream(self, stage: int) -> int:
         return seeded_generator(self.seed, self.updates, stage).initial_seed()

@@ -1,4 +1,4 @@
-"""Members that sampling loses, non-finite or run away: found, told of, and drawn again."""
+"""Members that diverge, so that they are not finite or run away: found, reported, drawn again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sda_core.errors import AssimilationWarning, LostMembersError
+from sda_core.errors import AssimilationWarning, DivergedMembersError
 from sda_core.schedule.base import Schedule
 
 #: How often a member is drawn at most.
@@ -19,14 +19,14 @@ ATTEMPTS = 4
 LIMIT = 100.0
 
 
-class Watch:
-    """Notes at which noise level each member is lost, while a sampler runs.
+class DivergenceMonitor:
+    """Notes at which noise level each member diverges, while a sampler runs.
 
     Args:
         schedule: The noise schedule.
 
     Attributes:
-        levels: sigma / alpha at which each member was lost, NaN for those that were not, (M,).
+        levels: sigma / alpha at which each member diverged, NaN for those that did not, (M,).
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -39,17 +39,17 @@ class Watch:
         size = torch.linalg.vector_norm(x.flatten(1), ord=torch.inf, dim=1)
         one = torch.ones_like(t)
         most = LIMIT * alpha * self.schedule.sigma(one) / self.schedule.alpha(one)
-        lost = ~(size <= most)  # written so that NaN is lost, too
+        diverged = ~(size <= most)  # written so that NaN has diverged, too
         levels = self.levels.to(x)
-        self.levels = torch.where(lost & levels.isnan(), sigma / alpha, levels)
+        self.levels = torch.where(diverged & levels.isnan(), sigma / alpha, levels)
 
 
-class Draws:
-    """How often each member was drawn, and which are lost.
+class RedrawTracker:
+    """How often each member was drawn, and which diverged.
 
     Args:
         members: Number M of members.
-        levels: sigma / alpha at which each was lost when it was last drawn, NaN for those that were
+        levels: sigma / alpha at which each diverged when it was last drawn, NaN for those that did
             not, infinite for those never drawn, (M,); None for none drawn.
         attempts: How often each was drawn, (M,); None for none drawn.
     """
@@ -65,39 +65,40 @@ class Draws:
         """What it takes to make them again."""
         return {"levels": self.levels, "attempts": self.attempts}
 
-    def note(self, numbers: Tensor, levels: Tensor) -> None:
+    def record(self, numbers: Tensor, levels: Tensor) -> None:
         """Members of these numbers were drawn, with these levels."""
         self.levels[numbers] = levels
         self.attempts[numbers] += 1
 
     def complete(self, draw: Callable[[Tensor, int], None]) -> None:
-        """Draw all members, and lost ones again until none is lost.
+        """Draw all members, and diverged ones again until none has.
 
         Args:
             draw: Draws and notes members of given numbers, in the attempt of a given number.
 
         Raises:
-            LostMembersError: More than half of several members are lost, or some in every attempt.
+            DivergedMembersError: More than half of several members diverge, or some in every
+                attempt.
         """
         for attempt in range(ATTEMPTS + 1):
-            lost = (~self.levels.isnan()).nonzero().flatten()
-            if not len(lost):
+            diverged = (~self.levels.isnan()).nonzero().flatten()
+            if not len(diverged):
                 return
             if attempt == self.attempts.max() > 0:  # nobody was drawn in this attempt before
-                self._warn(lost, attempt)
-            todo = lost[self.attempts[lost] <= attempt]
-            if len(todo):  # of an attempt that is gone on with, some were drawn before
+                self._warn(diverged, attempt)
+            todo = diverged[self.attempts[diverged] <= attempt]
+            if len(todo):  # of a resumed attempt, some were drawn before
                 draw(todo, attempt)
 
-    def _warn(self, lost: Tensor, attempts: int) -> None:
-        first, members = lost[:8].tolist(), len(self.levels)
+    def _warn(self, diverged: Tensor, attempts: int) -> None:
+        first, members = diverged[:8].tolist(), len(self.levels)
         where = ", ".join(f"{level:.3g}" for level in self.levels[first].tolist())
         what = (
-            f"{len(lost)} of {members} members are not finite (first: {first}, at "
+            f"{len(diverged)} of {members} members are not finite (first: {first}, at "
             f"sigma / alpha = {where}; beyond {LIMIT:g} times the largest noise counts as such)"
         )
-        if attempts == ATTEMPTS or len(lost) > max(1, members // 2):
-            raise LostMembersError(
+        if attempts == ATTEMPTS or len(diverged) > max(1, members // 2):
+            raise DivergedMembersError(
                 f"{what}, after {attempts} attempt(s). The guidance is too strong for the "
                 "number of steps: use more steps, a larger gamma, or a smaller tau for corrections"
             )
