@@ -29,8 +29,7 @@ from sda_core.plugins import Component, PluginManager, default_manager, hookimpl
 from sda_core.sampler import DDPM
 from sda_core.schedule import VP
 from sda_core.system import Axis, SystemSpec
-from sda_core.testing import check_cluster, gaussian_problem
-from sda_core.testing import cluster as kit
+from sda_core.testing import check_cluster, cluster as kit, gaussian_problem
 
 from . import cluster_runs, cluster_work
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from sda_core import load_experiment, stages
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser, fold_weights, window_starts

@@ -13,12 +13,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sda_core.data import TrajectoryStore, WindowDataset
-from sda_core.data import windows as windows_module
+from sda_core.data import TrajectoryStore, WindowDataset, windows as windows_module
 from sda_core.data.prefetch import prefetch
 from sda_core.data.windows import available_memory
 from sda_core.errors import DataError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -294,16 +295,19 @@ def test_core_enters_by_the_same_door() -> None:
     assert all(c.version == sda_core.__version__ for c in core)
 
 
-def test_lazy_exports_agree() -> None:
-    assert {*sda_core._HOMES, "__version__"} == set(sda_core.__all__)
-    assert set(sda_core.__all__) <= set(dir(sda_core))
-    assert sda_core.init is sda_core.cli.catalog.init
-    with raises(AttributeError, "module 'sda_core' has no attribute 'nothing'"):
-        sda_core.nothing  # noqa: B018
-    folder = Path(sda_core.__file__).parent
-    assert not {
-        n for n in sda_core._HOMES if (folder / n).exists() or (folder / f"{n}.py").exists()
-    }
+@pytest.mark.parametrize("package", ["sda_core", "sda_dps", "sda_kolmogorov", "sda_lorenz"])
+def test_what_type_checkers_see_is_there(package: str) -> None:
+    module = importlib.import_module(package)
+    stated = re.findall(r"\bas (\w+)", Path(module.__file__).read_text())
+    assert stated
+    assert all(hasattr(module, name) for name in stated)
+    registered = [
+        c for c in default_manager().components() if c.component.target.startswith(package)
+    ]
+    assert {c.component.target.partition(":")[2] for c in registered} <= set(stated)
+    assert set(stated) <= set(dir(module))
+    folder = Path(module.__file__).parent  # a submodule of a function's name would replace it
+    assert not {n for n in stated if (folder / n).exists() or (folder / f"{n}.py").exists()}
 
 
 def test_listing_imports_nothing_heavy(site: Any) -> None:

@@ -7,8 +7,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sda_core.config import structure
 from sda_core.errors import ConfigError

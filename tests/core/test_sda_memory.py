@@ -9,8 +9,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sda_core.config import component
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser

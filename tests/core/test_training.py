@@ -27,8 +27,8 @@ from sda_core.training import (
     TrainConfig,
     Trainer,
     anomaly_hunt,
+    trainer as trainer_module,
 )
-from sda_core.training import trainer as trainer_module
 
 from .data_systems import Swing, make
 

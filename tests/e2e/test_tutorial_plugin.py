@@ -113,7 +113,8 @@ def test_wheel_is_complete(wheels: dict[str, Path], package: str) -> None:
         assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
         metadata = wheel.read(f"{info}/METADATA").decode()
     assert f"{package}/py.typed" in names
-    assert f"{package}/plugin.py" in names
+    plugin = "builtin" if package == "sda_core" else "plugin"
+    assert f"{package}/{plugin}.py" in names
     assert "License-Expression: MIT" in metadata
     assert {n.partition("/")[0] for n in names} == {package, info}
     sources = (DISTRIBUTIONS[package] / "src" / package).rglob("*")

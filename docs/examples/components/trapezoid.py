@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sda_core import component
 from sda_core.denoiser import Denoiser
-from sda_core.random import Noise
+from sda_core.random import NoiseSource
 from sda_core.sampler import Sampler
 
 
@@ -21,7 +21,9 @@ class Trapezoid(Sampler):
 
     order: ClassVar[int] = 2
 
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource
+    ) -> Tensor:
         """One step from t to s."""
         schedule = denoiser.schedule
         scale = schedule.alpha(s) / schedule.alpha(t)

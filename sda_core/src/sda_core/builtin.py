@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sda_core.plugins import Component, hookimpl
+from sda_core.plugins import Component, components, hookimpl
 
 if TYPE_CHECKING:
     from sda_core.tracker import Value
@@ -76,9 +76,8 @@ _COMPONENTS = {
 @hookimpl
 def sda_register_components() -> Iterable[Component]:
     """Give the core's components."""
-    for kind, components in _COMPONENTS.items():
-        for name, (target, summary) in components.items():
-            yield Component(kind, name, f"sda_core.{kind}.{target}", summary)
+    for kind, table in _COMPONENTS.items():
+        yield from components(kind, f"sda_core.{kind}", table)
 
 
 @hookimpl

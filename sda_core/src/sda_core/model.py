@@ -31,6 +31,8 @@ from sda_core.denoiser import (
 from sda_core.errors import CheckpointError, ConfigError, TrainingError
 from sda_core.io.files import plain, replace_file, write_json
 from sda_core.kernel import Kernel, WindowShape
+from sda_core.plugins import default_manager
+from sda_core.plugins.names import did_you_mean
 from sda_core.schedule import Schedule
 from sda_core.system import Axis, SystemSpec, Variable
 
@@ -264,14 +266,23 @@ def _received(
 
 
 def model_folder(source: str | Path) -> Path:
-    """The folder of a model, given as such or as ``"package:folder"``.
+    """The folder of a model.
+
+    Args:
+        source: The folder, a run directory, the name of a model that comes with a plugin (in the
+            folder ``models`` of its package), or ``"package:folder"``.
 
     Raises:
         ConfigError: The package is not installed.
     """
+    path = Path(source)
+    if (path / "model" / "model.json").is_file():
+        return path / "model"
     package, colon, folder = str(source).partition(":")
-    if isinstance(source, Path) or not colon or Path(source).exists():
-        return Path(source)
+    if not colon and not path.exists() and str(source) in (named := shipped_models()):
+        return named[str(source)]
+    if isinstance(source, Path) or not colon or path.exists():
+        return path
     try:
         return Path(str(files(package))) / folder
     except (ImportError, ValueError) as error:
@@ -279,6 +290,35 @@ def model_folder(source: str | Path) -> Path:
             f"the model {source!r} is in the package {package!r}, which cannot be imported "
             f"({error}): install it, or give the folder of a model"
         ) from error
+
+
+def shipped_models() -> dict[str, Path]:
+    """The models that come with installed plugins, by name."""
+    packages = sorted({c.source.partition(".")[0] for c in default_manager().components()})
+    folders = (Path(str(files(package))) / "models" for package in packages)
+    return {path.name: path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+
+
+def load_model(source: str | Path, *, config: ModelConfig | None = None) -> TrainedModel:
+    """Read a trained model, on the GPU if there is one.
+
+    Args:
+        source: A run directory, the directory of a model, or the name of one that comes with a
+            plugin.
+        config: Composition to use instead of the saved one.
+
+    Raises:
+        CheckpointError: There is no such model, or it is damaged; see :meth:`TrainedModel.load`.
+    """
+    folder = model_folder(source)
+    if not (folder / "model.json").is_file():
+        raise CheckpointError(
+            f"there is no model {str(source)!r}: {did_you_mean(str(source), shipped_models())}give "
+            f"a run directory, the directory of a model, or one of {sorted(shipped_models())}"
+        )
+    model = TrainedModel.load(folder, config=config)
+    model.denoiser.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model
 
 
 def _checksum(description: Mapping[str, Any], directory: Path) -> str:

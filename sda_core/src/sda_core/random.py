@@ -17,7 +17,7 @@ def seeded_generator(*key: int) -> Generator:
     return Generator().manual_seed(int(state[0]))
 
 
-class Noise(Protocol):
+class NoiseSource(Protocol):
     """Where samplers take their noise from."""
 
     def normal(self, shape: Sequence[int]) -> Tensor:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from sda_core.plugins import Component, Preset, hookimpl
+from sda_core.plugins import Component, Preset, components, hookimpl, presets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,60 +21,41 @@ sda_interface = 1
 @hookimpl
 def sda_register_components() -> list[Component]:
     """The system, and observations of flows."""
-    return [
-        Component(
-            kind="system",
-            name="kolmogorov",
-            target="sda_kolmogorov.kolmogorov:KolmogorovFlow",
-            summary="Two-dimensional turbulence driven by a sine (the SDA paper's, on jax-cfd)",
-        ),
-        Component(
-            kind="observation",
-            name="vorticity",
-            target="sda_kolmogorov.observation.vorticity:Vorticity",
-            summary="Vorticity of a two-dimensional flow",
-        ),
-        Component(
-            kind="observation",
-            name="saturation",
-            target="sda_kolmogorov.observation.saturation:Saturation",
-            summary="Vorticity w seen as w / (1 + abs(w)), as in the SDA paper",
-        ),
-        Component(
-            kind="observation",
-            name="speed",
-            target="sda_kolmogorov.observation.speed:Speed",
-            summary="Speed of a two-dimensional flow",
-        ),
-    ]
+    return components(
+        "system",
+        "sda_kolmogorov",
+        {
+            "kolmogorov": (
+                "kolmogorov:KolmogorovFlow",
+                "Two-dimensional turbulence driven by a sine (the SDA paper's, on jax-cfd)",
+            ),
+        },
+    ) + components(
+        "observation",
+        "sda_kolmogorov",
+        {
+            "vorticity": ("observation.vorticity:Vorticity", "Vorticity of a two-dimensional flow"),
+            "saturation": (
+                "observation.saturation:Saturation",
+                "Vorticity w seen as w / (1 + abs(w)), as in the SDA paper",
+            ),
+            "speed": ("observation.speed:Speed", "Speed of a two-dimensional flow"),
+        },
+    )
 
 
 @hookimpl
 def sda_register_presets() -> list[Preset]:
     """The experiments."""
-    presets = files("sda_kolmogorov") / "presets"
-    return [
-        Preset(
-            name="kolmogorov-small",
-            path=presets / "kolmogorov-small.toml",
-            summary="Kolmogorov flow at 32 x 32, under half an hour on 2 CPU cores",
-        ),
-        Preset(
-            name="kolmogorov-base",
-            path=presets / "kolmogorov-base.toml",
-            summary="Kolmogorov flow at 64 x 64, U-Net of 9.5 M parameters, for one GPU",
-        ),
-        Preset(
-            name="kolmogorov-large",
-            path=presets / "kolmogorov-large.toml",
-            summary="Kolmogorov flow at 64 x 64, U-Net of 45 M parameters, for a day of GPU time",
-        ),
-        Preset(
-            name="kolmogorov-rozet2023",
-            path=presets / "kolmogorov-rozet2023.toml",
-            summary="Kolmogorov flow as in the SDA paper: U-Net, k = 2, 4096 epochs, for one GPU",
-        ),
-    ]
+    return presets(
+        "sda_kolmogorov",
+        {
+            "kolmogorov-small": "Kolmogorov flow at 32 x 32, under half an hour on 2 CPU cores",
+            "kolmogorov-base": "Kolmogorov flow at 64 x 64, U-Net of 9.5 M parameters, for one GPU",
+            "kolmogorov-large": "Kolmogorov flow at 64 x 64, U-Net of 45 M parameters, a GPU day",
+            "kolmogorov-rozet2023": "As in the SDA paper: 64 x 64, U-Net, k = 2, 4096 epochs",
+        },
+    )
 
 
 @hookimpl

@@ -1,6 +1,6 @@
 """What this package registers."""
 
-from sda_core.plugins import Component, hookimpl
+from sda_core.plugins import Component, components, hookimpl
 
 sda_interface = 1
 
@@ -8,11 +8,13 @@ sda_interface = 1
 @hookimpl
 def sda_register_components() -> list[Component]:
     """The kernel."""
-    return [
-        Component(
-            kind="kernel",
-            name="mlp",
-            target="sda_mlp.mlp:MLP",
-            summary="Residual MLP on flattened windows, as in the SDA paper's Lorenz experiment",
-        )
-    ]
+    return components(
+        "kernel",
+        "sda_mlp",
+        {
+            "mlp": (
+                "mlp:MLP",
+                "Residual MLP on flattened windows, as in the SDA paper's Lorenz experiment",
+            ),
+        },
+    )

@@ -1,3 +1,12 @@
 """TensorBoard."""
 
+from typing import TYPE_CHECKING
+
+from sda_core.plugins import exports
+
+if TYPE_CHECKING:
+    from sda_tensorboard.tensorboard import TensorBoard as TensorBoard
+
 __version__ = "0.1.0"
+
+__getattr__, __dir__ = exports(__name__)

@@ -1,6 +1,6 @@
 """What this package registers."""
 
-from sda_core.plugins import Component, hookimpl
+from sda_core.plugins import Component, components, hookimpl
 
 sda_interface = 1
 
@@ -8,11 +8,10 @@ sda_interface = 1
 @hookimpl
 def sda_register_components() -> list[Component]:
     """The tracker."""
-    return [
-        Component(
-            kind="tracker",
-            name="tensorboard",
-            target="sda_tensorboard.tensorboard:TensorBoard",
-            summary="Event files for TensorBoard",
-        )
-    ]
+    return components(
+        "tracker",
+        "sda_tensorboard",
+        {
+            "tensorboard": ("tensorboard:TensorBoard", "Event files for TensorBoard"),
+        },
+    )

@@ -1,3 +1,12 @@
 """Transformer over time as a score kernel."""
 
+from typing import TYPE_CHECKING
+
+from sda_core.plugins import exports
+
+if TYPE_CHECKING:
+    from sda_transformer.transformer import Transformer as Transformer
+
 __version__ = "0.1.0"
+
+__getattr__, __dir__ = exports(__name__)

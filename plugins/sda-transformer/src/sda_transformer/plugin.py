@@ -1,6 +1,6 @@
 """What this package registers."""
 
-from sda_core.plugins import Component, hookimpl
+from sda_core.plugins import Component, components, hookimpl
 
 sda_interface = 1
 
@@ -8,11 +8,13 @@ sda_interface = 1
 @hookimpl
 def sda_register_components() -> list[Component]:
     """The kernel."""
-    return [
-        Component(
-            kind="kernel",
-            name="transformer",
-            target="sda_transformer.transformer:Transformer",
-            summary="Transformer over time with adaptive layer norm, for wide windows",
-        )
-    ]
+    return components(
+        "kernel",
+        "sda_transformer",
+        {
+            "transformer": (
+                "transformer:Transformer",
+                "Transformer over time with adaptive layer norm, for wide windows",
+            ),
+        },
+    )

@@ -1,6 +1,6 @@
 """What this package registers."""
 
-from sda_core.plugins import Component, hookimpl
+from sda_core.plugins import Component, components, hookimpl
 
 sda_interface = 1
 
@@ -8,11 +8,13 @@ sda_interface = 1
 @hookimpl
 def sda_register_components() -> list[Component]:
     """The kernel."""
-    return [
-        Component(
-            kind="kernel",
-            name="unet",
-            target="sda_unet.unet:UNet",
-            summary="U-Net over the grid, as in the SDA paper's Kolmogorov flow, or over time",
-        )
-    ]
+    return components(
+        "kernel",
+        "sda_unet",
+        {
+            "unet": (
+                "unet:UNet",
+                "U-Net over the grid, as in the SDA paper's Kolmogorov flow, or over time",
+            ),
+        },
+    )

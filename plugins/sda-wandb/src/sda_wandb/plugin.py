@@ -1,6 +1,6 @@
 """What this package registers."""
 
-from sda_core.plugins import Component, hookimpl
+from sda_core.plugins import Component, components, hookimpl
 
 sda_interface = 1
 
@@ -8,11 +8,10 @@ sda_interface = 1
 @hookimpl
 def sda_register_components() -> list[Component]:
     """The tracker."""
-    return [
-        Component(
-            kind="tracker",
-            name="wandb",
-            target="sda_wandb.weights_and_biases:WeightsAndBiases",
-            summary="Weights & Biases, online or offline",
-        )
-    ]
+    return components(
+        "tracker",
+        "sda_wandb",
+        {
+            "wandb": ("weights_and_biases:WeightsAndBiases", "Weights & Biases, online or offline"),
+        },
+    )

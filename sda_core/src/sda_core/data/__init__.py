@@ -1,5 +1,6 @@
 """Data sets of trajectories: making, reading, checking, and windows to train on."""
 
+from sda_core.data.arrays import ArrayStore, from_arrays
 from sda_core.data.base import (
     SCHEMA_VERSION,
     SPLITS,
@@ -20,6 +21,7 @@ from sda_core.data.windows import WindowDataset
 __all__ = [
     "SCHEMA_VERSION",
     "SPLITS",
+    "ArrayStore",
     "DataConfig",
     "FileReport",
     "Preview",
@@ -32,6 +34,7 @@ __all__ = [
     "TrajectoryStore",
     "VerifyReport",
     "WindowDataset",
+    "from_arrays",
     "generate",
     "inspect",
     "preview",

@@ -56,6 +56,20 @@ class TrajectoryStore:
         return Standardization.from_spec(self.spec)
 
     @property
+    def split(self) -> str:
+        """The split that is in the file."""
+        return self.info.split
+
+    @property
+    def measured(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and std of each variable over the states in the file, if it states them."""
+        info = self.info
+        mean, std = info.measured_mean, info.measured_std
+        if info.split == info.standardization_source:  # all there is in an older file
+            mean, std = info.spec.mean, info.spec.std
+        return None if mean is None or std is None else (mean, std)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         r"""Shape (N, L, C, \*S)."""
         return self.info.shape

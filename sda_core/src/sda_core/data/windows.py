@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sda_core.data.arrays import ArrayStore
 from sda_core.data.prefetch import prefetch
 from sda_core.data.standardization import Standardization
 from sda_core.data.store import TrajectoryStore
@@ -96,7 +97,7 @@ class WindowDataset:
 
     def __init__(
         self,
-        store: TrajectoryStore,
+        store: TrajectoryStore | ArrayStore,
         window: int,
         memory_limit: int | None = None,
         device: torch.device | str = "cpu",
@@ -199,15 +200,13 @@ class WindowDataset:
         self._check_statistics(seen.mean, seen.std)
 
     def _check_statistics(self, mean: Tensor, std: Tensor) -> None:
-        info, to_model = self.store.info, self.standardization
+        to_model, measured = self.standardization, self.store.measured
         wanted_mean, wanted_std = torch.zeros_like(mean), torch.ones_like(std)
         # A few trajectories may well vary less than all do.
-        least = 1 / (1 + WIDE) if info.split == "train" else 0.0
+        least = 1 / (1 + WIDE) if self.store.split == "train" else 0.0
         fits = (mean.abs() <= WIDE) & (std >= least) & (std <= 1 + WIDE)
-        own_mean, own_std = info.measured_mean, info.measured_std
-        if info.split == info.standardization_source:  # all there is in an older file
-            own_mean, own_std = info.spec.mean, info.spec.std
-        if self.held_on is not None and own_mean is not None and own_std is not None:
+        if self.held_on is not None and measured is not None:
+            own_mean, own_std = measured
             wanted_mean = (mean.new_tensor(own_mean) - to_model.mean) / to_model.std
             wanted_std = std.new_tensor(own_std) / to_model.std
             near = TIGHT * wanted_std.clamp(min=TIGHT)

@@ -8,6 +8,7 @@ from sda_core.denoiser.base import (
     score_to_x0,
     x0_to_eps,
 )
+from sda_core.denoiser.function import FunctionDenoiser
 from sda_core.denoiser.markov_blanket import (
     FoldName,
     MarkovBlanketDenoiser,
@@ -20,6 +21,7 @@ __all__ = [
     "PARAMETERIZATIONS",
     "Denoiser",
     "FoldName",
+    "FunctionDenoiser",
     "MarkovBlanketDenoiser",
     "ParameterizationName",
     "WindowDenoiser",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import xarray as xr
 from torch import Tensor
 
 from sda_core.evaluation.metrics import coverage, crps, log_prior, rmse, spread, wasserstein1
+from sda_core.io.xarray import as_tensor
 from sda_core.method import Problem
 from sda_core.system import HasLogProb
 
@@ -22,6 +24,33 @@ SCORES = {
     "crps": "CRPS",
     "coverage_90": "90 % coverage",
 }
+
+
+class Scores(dict[str, float]):
+    """Scores by name, printed one a line with what each is."""
+
+    def __str__(self) -> str:
+        rows = [(SCORES.get(name, name), f"{value:.4g}") for name, value in self.items()]
+        width = max((len(label) for label, _ in rows), default=0)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def score(
+    problem: Problem,
+    posterior: xr.DataArray | Tensor,
+    reference: xr.DataArray | Tensor | None = None,
+) -> Scores:
+    """Score a posterior ensemble; what each score is, see :func:`evaluate_ensemble`.
+
+    Args:
+        problem: The problem it solves.
+        posterior: The ensemble, as :meth:`sda_core.method.Method.assimilate` gives it.
+        reference: An independent ensemble of the same size that counts as exact, if there is one.
+    """
+    x = as_tensor(posterior)
+    return Scores(
+        evaluate_ensemble(problem, x, None if reference is None else as_tensor(reference))
+    )
 
 
 def evaluate_ensemble(

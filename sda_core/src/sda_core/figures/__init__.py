@@ -15,7 +15,7 @@ from sda_core.figures.base import (
     with_units,
 )
 from sda_core.figures.calibration import rank_histogram_figure, spread_skill_figure
-from sda_core.figures.ensembles import fields, members, posterior_series
+from sda_core.figures.ensembles import fields, members, plot, posterior_series
 from sda_core.figures.learning_curve import learning_curve, write_learning_curve
 from sda_core.figures.maps import Maps, Plane, ensemble_maps
 from sda_core.figures.observations import observations
@@ -55,6 +55,7 @@ __all__ = [
     "observed_maps",
     "observed_places",
     "plane_pictures",
+    "plot",
     "posterior_series",
     "rank_histogram_figure",
     "sampled_trajectories",

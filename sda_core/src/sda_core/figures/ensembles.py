@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
+import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -23,12 +24,34 @@ from sda_core.figures.base import (
     time_label,
     with_units,
 )
+from sda_core.io.xarray import as_tensor
 from sda_core.method import Problem
 
 _QUANTILES = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
 
 #: Indices of a variable at one grid point, in (time, variable, *grid).
 Index = tuple[int | slice, ...]
+
+
+def plot(
+    problem: Problem,
+    posterior: xr.DataArray | Tensor,
+    reference: xr.DataArray | Tensor | None = None,
+) -> Figure:
+    """The posterior over time, with the truth if it is known.
+
+    Args:
+        problem: The problem.
+        posterior: The ensemble, as :meth:`sda_core.method.Method.assimilate` gives it.
+        reference: An ensemble to compare with.
+
+    Returns:
+        A figure: shown by notebooks, otherwise ``.savefig("posterior.png")`` writes it.
+    """
+    ensembles = {"posterior": as_tensor(posterior)}
+    if reference is not None:
+        ensembles["reference"] = as_tensor(reference)
+    return posterior_series(problem, ensembles)
 
 
 def posterior_series(problem: Problem, ensembles: Mapping[str, Tensor]) -> Figure:

@@ -42,6 +42,11 @@ def trajectories(
     )
 
 
+def as_tensor(x: xr.DataArray | Tensor) -> Tensor:
+    """Trajectories without their labels."""
+    return torch.as_tensor(x.to_numpy()) if isinstance(x, xr.DataArray) else x
+
+
 def labels(
     spec: SystemSpec, shape: Sequence[int]
 ) -> tuple[list[str], dict[str, Any], dict[str, Any]]:

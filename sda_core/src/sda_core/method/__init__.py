@@ -11,6 +11,7 @@ from sda_core.method.peak_memory import peak_bytes
 from sda_core.method.sampling import EnsembleSampler
 from sda_core.method.sda import SDA, GuidedMethod, Posterior
 from sda_core.method.tuning import tune_strength
+from sda_core.method.twin import twin_experiment
 
 __all__ = [
     "SDA",
@@ -32,4 +33,5 @@ __all__ = [
     "peak_bytes",
     "plan_memory",
     "tune_strength",
+    "twin_experiment",
 ]

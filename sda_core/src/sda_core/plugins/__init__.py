@@ -8,6 +8,7 @@ name that is not there repeats. Nothing here imports what a component's target i
 
 from __future__ import annotations
 
+from sda_core.plugins.exports import exports
 from sda_core.plugins.hooks import INTERFACE_VERSION, hookimpl, hookspec
 from sda_core.plugins.manager import PluginManager, default_manager
 from sda_core.plugins.names import KINDS, nearest
@@ -18,6 +19,8 @@ from sda_core.plugins.records import (
     Preset,
     RegisteredComponent,
     RegisteredPreset,
+    components,
+    presets,
 )
 
 __all__ = [
@@ -30,8 +33,11 @@ __all__ = [
     "Preset",
     "RegisteredComponent",
     "RegisteredPreset",
+    "components",
     "default_manager",
+    "exports",
     "hookimpl",
     "hookspec",
     "nearest",
+    "presets",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +54,20 @@ class Component:
         return attrgetter(qualname)(importlib.import_module(module))
 
 
+def components(kind: str, package: str, table: Mapping[str, tuple[str, str]]) -> list[Component]:
+    """Components of one kind and package.
+
+    Args:
+        kind: Their kind.
+        package: The package that their modules are in.
+        table: ``("module:Class", summary)`` by name.
+    """
+    return [
+        Component(kind, name, f"{package}.{target}", summary)
+        for name, (target, summary) in table.items()
+    ]
+
+
 def _as_file(path: str | Path | Traversable) -> Path | Traversable:
     return Path(path) if isinstance(path, str) else path
 
@@ -69,6 +85,12 @@ class Preset:
     name: str
     path: Path | Traversable = attrs.field(converter=_as_file)
     summary: str = ""
+
+
+def presets(package: str, table: Mapping[str, str]) -> list[Preset]:
+    """The presets ``presets/NAME.toml`` of a package, by their summaries."""
+    folder = files(package) / "presets"
+    return [Preset(name, folder / f"{name}.toml", summary) for name, summary in table.items()]
 
 
 @attrs.frozen

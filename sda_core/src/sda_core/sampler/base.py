@@ -28,7 +28,8 @@ from torch import Tensor
 
 from sda_core.config import at_least, component, option
 from sda_core.denoiser.base import Denoiser
-from sda_core.random import Noise
+from sda_core.errors import ConfigError
+from sda_core.random import MemberNoise, NoiseSource
 from sda_core.schedule.base import Schedule
 
 
@@ -90,24 +91,36 @@ class Sampler(ABC):
         self,
         denoiser: Denoiser,
         shape: Sequence[int],
-        noise: Noise,
+        noise: NoiseSource | None = None,
         on_step: Callable[[int, int], None] | None = None,
         on_state: Callable[[SamplerState, Tensor], None] | None = None,
         start: SamplerState | None = None,
+        *,
+        seed: int | None = None,
     ) -> Tensor:
         r"""Draw samples.
 
         Args:
             denoiser: The denoiser of what is sampled.
             shape: (M, L, C, \*S), M members.
-            noise: Source of noise; it also sets type and device.
+            noise: Source of noise; it also sets type and device. None for ``seed``.
             on_step: Called with (steps done, number of steps) after each step.
             on_state: Called with each new state and its time s, ().
-            start: Where to go on from, with the noise as it was there; None to begin with noise.
+            start: Where to resume, with the noise as it was there; None to begin with noise.
+            seed: Seed of the noise, where no source is given: float32, on the denoiser's device;
+                a member depends on it and on its number alone.
 
         Returns:
             Samples in model space, of the given shape.
+
+        Raises:
+            ConfigError: Neither a source of noise nor a seed is given, or both are.
         """
+        if (noise is None) == (seed is None):
+            raise ConfigError("a sampler needs noise: give seed=0, or a source of noise")
+        if noise is None:
+            first = next(denoiser.parameters(), next(denoiser.buffers(), torch.empty(0)))
+            noise = MemberNoise(seed or 0, range(shape[0]), device=first.device)
         grid = self.times(denoiser.schedule)
         if start is None:
             z = noise.normal(shape)
@@ -129,7 +142,7 @@ class Sampler(ABC):
         return state.x
 
     def walk(
-        self, denoiser: Denoiser, start: SamplerState, times: Tensor, noise: Noise
+        self, denoiser: Denoiser, start: SamplerState, times: Tensor, noise: NoiseSource
     ) -> Iterator[SamplerState]:
         """Go down a grid of times, without gradients.
 
@@ -148,7 +161,9 @@ class Sampler(ABC):
             yield SamplerState(x, i)
 
     @abstractmethod
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource
+    ) -> Tensor:
         r"""Go from x_t to x_s.
 
         Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sda_core.config import between, component, option
 from sda_core.denoiser.base import Denoiser, x0_to_eps
-from sda_core.random import Noise
+from sda_core.random import NoiseSource
 from sda_core.sampler.base import Sampler
 from sda_core.schedule import Schedule
 
@@ -30,7 +30,7 @@ def fresh_share(schedule: Schedule, t: Tensor, s: Tensor, eta: float) -> Tensor:
 
 
 def ddim_step(
-    denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, eta: float, noise: Noise
+    denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, eta: float, noise: NoiseSource
 ) -> Tensor:
     """x_s = alpha_s x0 + sigma_s (sqrt(1 - fresh) eps + sqrt(fresh) z)."""
     schedule = denoiser.schedule
@@ -53,6 +53,8 @@ class DDIM(Sampler):
 
     eta: float = option(default=0.0, check=between(0, 1), help="share of fresh noise in each step")
 
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource
+    ) -> Tensor:
         """One step from t to s."""
         return ddim_step(denoiser, x, t, s, self.eta, noise)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sda_core.config import component
 from sda_core.denoiser.base import Denoiser
-from sda_core.random import Noise
+from sda_core.random import NoiseSource
 from sda_core.sampler.base import Sampler
 from sda_core.sampler.ddim import ddim_step
 
@@ -24,6 +24,8 @@ class DDPM(Sampler):
 
     order: ClassVar[int] = 1
 
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource
+    ) -> Tensor:
         """One step from t to s."""
         return ddim_step(denoiser, x, t, s, 1.0, noise)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sda_core.config import component, non_negative, option, positive
 from sda_core.denoiser.base import Denoiser
 from sda_core.errors import ConfigError
-from sda_core.random import Noise
+from sda_core.random import NoiseSource
 from sda_core.sampler.base import Sampler
 from sda_core.sampler.heun import heun_step
 
@@ -56,7 +56,9 @@ class EDM(Sampler):
                 "added between them"
             )
 
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource
+    ) -> Tensor:
         """One step from t to s."""
         schedule = denoiser.schedule
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sda_core.config import component, option
 from sda_core.denoiser.base import Denoiser
-from sda_core.random import Noise
+from sda_core.random import NoiseSource
 from sda_core.sampler.base import Sampler
 
 
@@ -37,6 +37,8 @@ class Heun(Sampler):
         default="rho", help="what the steps are uniform in"
     )
 
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource
+    ) -> Tensor:
         """One step from t to s."""
         return heun_step(denoiser, x, t, s)

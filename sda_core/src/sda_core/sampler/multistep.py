@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sda_core.config import component
 from sda_core.denoiser.base import Denoiser
-from sda_core.random import Noise
+from sda_core.random import NoiseSource
 from sda_core.sampler.base import Sampler, SamplerState
 from sda_core.schedule.base import Schedule
 
@@ -20,7 +20,7 @@ class Multistep(Sampler):
     """Extrapolates the last ``order`` estimates; one evaluation per step."""
 
     def walk(
-        self, denoiser: Denoiser, start: SamplerState, times: Tensor, noise: Noise
+        self, denoiser: Denoiser, start: SamplerState, times: Tensor, noise: NoiseSource
     ) -> Iterator[SamplerState]:
         """Go down a grid of times; the first steps have fewer estimates to look back at."""
         x, past = start.x, start.past
@@ -31,7 +31,9 @@ class Multistep(Sampler):
             past = estimates[: self.order - 1]
             yield SamplerState(x, i, past)
 
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource
+    ) -> Tensor:
         """One step from t to s that has nothing to look back at."""
         return next(self.walk(denoiser, SamplerState(x), torch.stack([t, s]), noise)).x
 

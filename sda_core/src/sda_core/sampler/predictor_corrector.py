@@ -19,7 +19,7 @@ from torch import Tensor
 from sda_core.config import at_least, between, component, non_negative, option, positive
 from sda_core.denoiser.base import Denoiser
 from sda_core.errors import ConfigError
-from sda_core.random import Noise
+from sda_core.random import NoiseSource
 from sda_core.sampler.base import Sampler
 from sda_core.sampler.ddim import ddim_step
 
@@ -71,7 +71,9 @@ class PredictorCorrector(Sampler):
                 f"{self.correct_to}: corrections are made at noise levels between them"
             )
 
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def step(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, noise: NoiseSource
+    ) -> Tensor:
         """One predictor step from t to s and its corrections."""
         x = ddim_step(denoiser, x, t, s, self.eta, noise)
         if not self.corrections:

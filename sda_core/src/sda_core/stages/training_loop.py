@@ -317,14 +317,13 @@ class Training:
                 f"{self._last_good()}"
             )
         results |= {"steps": trainer.step, "valid_loss": valid_loss}
-        store = trainer.train.store
         trained = attrs.evolve(
             self.model,
             denoiser=denoiser,
             provenance={
                 "system": unstructure(run.experiment.system, manager=run.manager),
                 "train": unstructure(self.settings, manager=run.manager),
-                "data_id": store.info.recipe.data_id,
+                "data_id": self.depends["data_id"],
                 "seed": run.train_seed,
                 "steps": trainer.step,
                 "valid_loss": valid_loss,

@@ -12,6 +12,7 @@ from sda_core.training.checkpoints import CheckpointFolder
 from sda_core.training.config import GuardConfig, TrainConfig
 from sda_core.training.events import EpochMetrics, Event, LossSpike, SkippedBatch, Step
 from sda_core.training.group import Group
+from sda_core.training.in_memory import fit
 from sda_core.training.memory import memory_in_use, peak_memory, reset_peak_memory
 from sda_core.training.trainer import Trainer
 
@@ -30,6 +31,7 @@ __all__ = [
     "anomaly_hunt",
     "arithmetic_rules",
     "check_settings",
+    "fit",
     "load_checkpoint",
     "memory_in_use",
     "peak_memory",
