@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sda_core.random import seeded_generator
-from sda_core.system.base import HasLogProb
+from sda_core.system import HasLogProb
 
 
 def log_prior(system: HasLogProb, x: Tensor) -> Tensor:

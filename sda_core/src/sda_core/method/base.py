@@ -19,7 +19,7 @@ from sda_core.errors import ShapeError
 from sda_core.io.progress import reporting_steps
 from sda_core.io.xarray import trajectories
 from sda_core.observation import MatchedObservations, ObservationModel
-from sda_core.system.base import System
+from sda_core.system import System
 
 if TYPE_CHECKING:
     from sda_core.cluster import Cluster

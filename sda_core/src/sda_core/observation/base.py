@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from sda_core.config import component, option
 from sda_core.errors import AssimilationError, ConfigError, SDAError, ShapeError
 from sda_core.noise import GaussianNoise, Noise, NoiseModel, per_entry
-from sda_core.system.base import SystemSpec
+from sda_core.system import SystemSpec
 
 Operator = Callable[[Tensor], Tensor]
 

@@ -11,7 +11,7 @@ from sda_core.config import at_least, component, option
 from sda_core.errors import ConfigError, ShapeError
 from sda_core.observation.base import Operator
 from sda_core.observation.selection import Selection, require_grid
-from sda_core.system.base import SystemSpec
+from sda_core.system import SystemSpec
 
 
 def block_means(x: Tensor, factor: int, dims: int) -> Tensor:

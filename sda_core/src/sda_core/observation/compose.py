@@ -9,7 +9,7 @@ from torch import Tensor
 from sda_core.config import component, option
 from sda_core.errors import ConfigError
 from sda_core.observation.base import Observation, Operator
-from sda_core.system.base import SystemSpec
+from sda_core.system import SystemSpec
 
 
 @component

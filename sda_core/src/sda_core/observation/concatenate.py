@@ -9,7 +9,7 @@ from sda_core.config import component, option
 from sda_core.errors import ConfigError
 from sda_core.noise import JointNoise
 from sda_core.observation.base import BoundOperator, Observation, ObservationModel, Operator
-from sda_core.system.base import SystemSpec
+from sda_core.system import SystemSpec
 
 
 @component

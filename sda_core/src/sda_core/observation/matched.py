@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sda_core.observation.base import ObservationModel, Operator
 from sda_core.observation.points import Points
-from sda_core.system.base import SystemSpec
+from sda_core.system import SystemSpec
 
 #: What can become of an observation.
 STATUSES = ("used", "withheld", "rejected", "duplicate", "missing value", "out of range")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sda_core.errors import ConfigError
-from sda_core.system.base import Axis
+from sda_core.system import Axis
 
 #: What is closer than this to a point of the grid, in grid cells, is taken to lie on it, so that
 #: coordinates and times may have been rounded.

@@ -11,7 +11,7 @@ from sda_core.errors import ConfigError
 from sda_core.observation.base import Observation, Operator
 from sda_core.observation.multilinear import SNAP, Interpolation, indices_inside
 from sda_core.observation.selection import name_indices, require_standardization
-from sda_core.system.base import SystemSpec
+from sda_core.system import SystemSpec
 
 
 @component

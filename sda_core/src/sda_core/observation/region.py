@@ -9,7 +9,7 @@ from torch import Tensor
 from sda_core.config import Check, component, option
 from sda_core.errors import ConfigError
 from sda_core.observation.selection import Places, name_indices
-from sda_core.system.base import SystemSpec
+from sda_core.system import SystemSpec
 
 
 @component

@@ -9,7 +9,7 @@ import attrs
 from sda_core.config import at_least, component, option
 from sda_core.observation.base import Operator
 from sda_core.observation.selection import Selection, require_grid, require_standardization
-from sda_core.system.base import SystemSpec
+from sda_core.system import SystemSpec
 
 
 @component

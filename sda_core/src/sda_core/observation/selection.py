@@ -12,7 +12,7 @@ from torch import Tensor
 from sda_core.config import at_least, component, nearest, non_negative, option
 from sda_core.errors import ConfigError
 from sda_core.observation.base import Observation, Operator
-from sda_core.system.base import Axis, SystemSpec
+from sda_core.system import Axis, SystemSpec
 
 
 def name_indices(names: tuple[str, ...], known: tuple[str, ...], key: str, kind: str) -> list[int]:

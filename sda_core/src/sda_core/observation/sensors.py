@@ -11,7 +11,7 @@ from sda_core.config import Check, at_least, component, non_negative, option
 from sda_core.errors import ConfigError
 from sda_core.observation.selection import Places, require_grid
 from sda_core.random import seeded_generator
-from sda_core.system.base import SystemSpec
+from sda_core.system import SystemSpec
 
 
 @component

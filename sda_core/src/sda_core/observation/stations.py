@@ -11,7 +11,7 @@ from sda_core.errors import ConfigError
 from sda_core.observation.base import Operator
 from sda_core.observation.multilinear import Interpolation, indices_inside
 from sda_core.observation.selection import Selection, require_grid
-from sda_core.system.base import Axis, SystemSpec
+from sda_core.system import Axis, SystemSpec
 
 
 @component

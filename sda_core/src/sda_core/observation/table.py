@@ -18,7 +18,7 @@ from sda_core.observation.table_file import read_table
 from sda_core.observation.table_times import read_times
 from sda_core.plugins.names import did_you_mean
 from sda_core.random import seeded_generator
-from sda_core.system.base import Axis, SystemSpec
+from sda_core.system import Axis, SystemSpec
 
 
 @component
