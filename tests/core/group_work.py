@@ -64,7 +64,7 @@ class SpoiltTrainer(Trainer):
 
     def _train_on(self, x: Tensor) -> None:
         if self.step + 1 == self.spoilt:
-            row = 5 - self.group.share(self.config.batch_size).start
+            row = 5 - self.group.shard(self.config.batch_size).start
             if 0 <= row < len(x):
                 x = x.clone()
                 x[row, 0, 0] = math.nan
@@ -130,7 +130,7 @@ class Train:
             mine = repr(value)  # numbers, with all their digits
             if group.broadcast(mine) != mine:
                 raise AssertionError(f"{name}: process {group.rank} has {mine}")
-            if group.leads:
+            if group.is_main:
                 link.tell((name, value))
 
         for name, settings in CASES.items():
@@ -139,7 +139,7 @@ class Train:
         going_on.load_state_dict(*self.start)
         tell("from one", curve(going_on))
         stopped = stopped_after(trainer(self.data, group, **CASES["parts"]), 7)
-        if group.leads:
+        if group.is_main:
             link.tell(("stopped", stopped))
 
         # Random numbers of the kernel itself.
@@ -149,7 +149,7 @@ class Train:
         again = trainer(self.data, group, **noisy)
         again.load_state_dict(*state)
         tell("noisy", (undisturbed, curve(again)))
-        if group.leads:
+        if group.is_main:
             link.tell(("listening", listening()))
 
 

@@ -1,4 +1,4 @@
-"""Sessions keep failing trackers apart; what histograms must be."""
+"""TrackerSet keep failing trackers apart; what histograms must be."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from sda_core.errors import StoppedError, TrackingWarning
-from sda_core.tracker import Histogram, Session, Sessions, Tracker
+from sda_core.tracker import Histogram, Session, Tracker, TrackerSet
 
 CALLS: dict[str, Callable[[Session], None]] = {
     "log": lambda s: s.log({"loss": 1.0}, 5),
@@ -63,7 +63,7 @@ HEARD = [
 
 def test_all_sessions_hear_all() -> None:
     trackers = Recording(), Recording()
-    sessions = Sessions(trackers, "run", "train")
+    sessions = TrackerSet(trackers, "run", "train")
     for call in CALLS.values():
         call(sessions)
     assert [t.sessions[0].heard for t in trackers] == [HEARD, HEARD]
@@ -73,7 +73,7 @@ def test_all_sessions_hear_all() -> None:
 
 def test_sessions_hear_what_ended_the_stage() -> None:
     tracker, error = Recording(), StoppedError("stopped")
-    Sessions((tracker,), "run", "train").close(None, error)
+    TrackerSet((tracker,), "run", "train").close(None, error)
     assert tracker.sessions[0].heard[-1] == ("close", None, error)
 
 
@@ -84,7 +84,7 @@ def test_who_fails_is_left_out(at: str) -> None:
     cause = "ConnectionError: no network" if at == "open" else "OSError: disk full"
 
     def stage() -> None:
-        sessions = Sessions((first, bad, last), "run", "train")
+        sessions = TrackerSet((first, bad, last), "run", "train")
         for call in CALLS.values():
             call(sessions)
 
@@ -104,7 +104,7 @@ def test_interrupts_are_not_caught() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Sessions((Interrupted(),), "run", "train")
+        TrackerSet((Interrupted(),), "run", "train")
 
 
 def test_histogram() -> None:

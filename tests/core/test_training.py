@@ -428,9 +428,9 @@ def test_errors(windows, tmp_path) -> None:
         ConfigError, match=r"variable_weights has 3 entries, but there are 2 variables \['q', 'p'\]"
     ):
         _trainer(windows, variable_weights=(1.0, 1.0, 1.0))
-    with pytest.raises(ConfigError, match=r"variable_weights: got .*allowed: 0 or greater"):
+    with pytest.raises(ConfigError, match=r"variable_weights: got .*-1.0"):
         structure(TrainConfig, {"variable_weights": [1.0, -1.0]})
-    with pytest.raises(ConfigError, match=r"ema: got .*allowed: from 0 to 1"):
+    with pytest.raises(ConfigError, match=r"ema: got 1.5"):
         structure(TrainConfig, {"ema": 1.5})
     with pytest.raises(
         ConfigError, match=r"accumulate = 5 does not divide batch_size = 64: choose a divisor"
@@ -503,7 +503,7 @@ def test_what_went_wrong_is_told_when_the_host_lags_behind(windows) -> None:
     trainer._lag = 2
     steps = trainer.events()
     assert [next(steps).step, next(steps).step] == [1, 2]
-    (found,) = trainer.settle()
+    (found,) = trainer.flush_events()
     assert found.step == 2
     assert trainer.state_dict()[1]["skipped"] == [2]
     assert not [e for e in steps if isinstance(e, SkippedBatch)]

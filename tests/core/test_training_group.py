@@ -81,8 +81,8 @@ def test_shares_are_all_there_is() -> None:
 
 def test_a_process_alone_does_nothing_more() -> None:
     group, x, value = Group.current(), torch.ones(3), object()
-    assert (group.rank, group.size, group.leads) == (0, 1, True)
-    assert group.whole(x, 3) is x
+    assert (group.rank, group.size, group.is_main) == (0, 1, True)
+    assert group.all_gather_rows(x, 3) is x
     assert group.total(x) is x
     assert group.broadcast(value) is value
     network = torch.add

@@ -187,7 +187,7 @@ def test_stopped_trainings_go_on_bit_for_bit(tmp_path: Path):
 def test_what_cannot_be_done(tmp_path: Path):
     with pytest.raises(ConfigError, match="--jobs 0: give the number of trainings"):
         train_seeds(small(), tmp_path, (0,), jobs=0)
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .*/seed-\* to go on from"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*/seed-\*"):
         train_seeds(small(), tmp_path, (0,), resume=True)
     with pytest.raises(ConfigError, match=r"no \[kernel\] table"):
         train_seeds(sda.load_experiment("noisy-lorenz63"), tmp_path, (0,))

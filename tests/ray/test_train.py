@@ -586,7 +586,7 @@ def test_ctrl_c_keeps_what_was_trained(own_cluster: None, tmp_path: Path) -> Non
 
         thread = threading.Thread(target=press)
         thread.start()
-        with pytest.raises(StoppedError, match="the same command goes on from there"):
+        with pytest.raises(StoppedError, match="training stopped after step"):
             stages.train(experiment, directory, progress=False, workers=2, cluster=Ray(cpus=2))
         thread.join()
     assert len(losses(directory)) >= 3

@@ -260,7 +260,7 @@ def test_ctrl_c_brings_what_was_trained(nodes: Any, tmp_path: Path) -> None:
 
         presser = threading.Thread(target=press)
         presser.start()
-        with pytest.raises(StoppedError, match="the same command goes on from there"):
+        with pytest.raises(StoppedError, match="training stopped after step"):
             stages.train(experiment, directory, **options)
         presser.join()
         assert not homes(tmp_path)

@@ -41,7 +41,7 @@ def appraise(
     if not evaluate:
         return result
     try:
-        with default_manager().watched_by([_Checker(check)]):
+        with default_manager().with_plugins([_Checker(check)]):
             stages.assimilate(run.experiment, run.directory, progress=False)
             scores = stages.evaluate(run.experiment, run.directory, progress=False)["posterior"]
     except SDAError as error:  # the training is not lost with it

@@ -22,7 +22,7 @@ from sda_core.experiment.configuration import Experiment
 from sda_core.io.files import plain, write_json, write_text
 from sda_core.io.progress import ProgressOption
 from sda_core.plugins import PluginManager, default_manager
-from sda_core.tracker import Histogram, Sessions, Value
+from sda_core.tracker import Histogram, TrackerSet, Value
 from sda_core.training import CheckpointFolder
 
 #: Which tables, and which earlier stages, the result of a stage depends on.
@@ -82,7 +82,7 @@ class Run:
     directory: Path = attrs.field(converter=Path)
     manager: PluginManager = attrs.field(factory=lambda: default_manager())
     progress: ProgressOption = True
-    _sessions: Sessions | None = attrs.field(default=None, init=False)
+    _sessions: TrackerSet | None = attrs.field(default=None, init=False)
 
     @property
     def data(self) -> Path:
@@ -164,7 +164,7 @@ class Run:
         if not (self.directory / "config.toml").is_file():
             self.write_config()  # so that a killed run can be gone on with
         self.manager.hook.sda_run_started(run=self, stage=name)
-        self._sessions = Sessions(self.experiment.trackers, self, name)
+        self._sessions = TrackerSet(self.experiment.trackers, self, name)
         results: dict[str, Any] = {}
         started = time.perf_counter()
         try:
@@ -238,7 +238,7 @@ class Run:
         path = attrs.evolve(value, name=f"step-{step:08d}").save(folder)
         return str(path.relative_to(self.directory))
 
-    def forget_after(self, step: int) -> None:
+    def truncate_metrics(self, step: int) -> None:
         """Drop what ``metrics.jsonl`` says of training steps after one, so that none is repeated.
 
         A line that was cut short, by a kill, is dropped too.

@@ -84,7 +84,7 @@ class PluginManager:
         self._add(Source(name, "", name, lambda: plugin))
 
     @contextmanager
-    def watched_by(self, plugins: Iterable[object]) -> Iterator[None]:
+    def with_plugins(self, plugins: Iterable[object]) -> Iterator[None]:
         """Call the hooks of further objects too, within.
 
         Raises:

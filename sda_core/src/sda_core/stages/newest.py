@@ -26,7 +26,7 @@ def newest_run(folder: str | Path) -> Path:
     ]
     if not found:
         raise CheckpointError(
-            f"there is no checkpoint in {folder}, in {_DEPTH} levels of folders, to go on from: "
+            f"there is no checkpoint in {folder}, in {_DEPTH} levels of folders, to resume from: "
             "give the experiment or its run directory"
         )
     return max(found, key=lambda path: path.stat().st_mtime).parent.parent

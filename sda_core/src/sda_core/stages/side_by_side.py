@@ -25,7 +25,7 @@ from sda_core.io.interrupt import stop_request
 from sda_core.io.progress import ProgressOption, reporting_each
 
 #: Seconds between two looks at the processes.
-_GLANCE = 0.2
+_POLL_INTERVAL = 0.2
 #: Bytes at the end of a file in which its last lines are looked for.
 _TAIL = 16_384
 #: ``sda`` in a process that stops when its parent dies.
@@ -71,7 +71,7 @@ def train_side_by_side(
             while waiting and free:
                 seed, slot = waiting.popleft(), free.popleft()
                 running[seed] = _start(runs[seed], Path(folder), slot, jobs, may_change), slot
-            time.sleep(_GLANCE)
+            time.sleep(_POLL_INTERVAL)
             for seed, (process, slot) in list(running.items()):
                 code = process.poll()
                 if values := _last_values(runs[seed]):

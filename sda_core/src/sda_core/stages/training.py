@@ -23,8 +23,13 @@ from sda_core.io.progress import ProgressOption, announce
 from sda_core.model import TrainedModel
 from sda_core.plugins import hookimpl
 from sda_core.stages.common import WEIGHTS, check_simulated, load_model, stream
-from sda_core.stages.training_loop import Follower, Training
-from sda_core.stages.watching import Asker, Here, Watcher, watch_together
+from sda_core.stages.training_loop import MainRank, NonzeroRank
+from sda_core.stages.watching import (
+    LocalProgress,
+    ProgressReporter,
+    RemoteProgress,
+    run_with_progress,
+)
 from sda_core.system import HasContext, SystemSpec
 from sda_core.training import (
     Group,
@@ -104,15 +109,17 @@ def train(
     _check_workers(experiment, workers, gpus_per_worker, detect_anomaly)
     with exclusive(run.directory / ".training.lock", "training"):
         if workers is None:
-            with run.manager.watched_by(hooks):
-                return _train(run, resume, may_change, detect_anomaly, Here(progress), Group())
+            with run.manager.with_plugins(hooks):
+                return _run_main_rank(
+                    run, resume, may_change, detect_anomaly, LocalProgress(progress), Group()
+                )
         table = unstructure(experiment, manager=run.manager)
         where = cluster or experiment.cluster or Local()
         options: Any = {"workers": workers, "gpus_per_worker": gpus_per_worker}
         say = partial(announce, progress)
         with where.lend(run.directory.resolve(), leave_out=_LATER, say=say) as (folder, fetch):
-            work = _Work(table, folder, resume, tuple(may_change), tuple(hooks))
-            watch_together(where, work, progress, fetch, **options)
+            work = _TrainWorker(table, folder, resume, tuple(may_change), tuple(hooks))
+            run_with_progress(where, work, progress, fetch, **options)
         return load_model(run)
 
 
@@ -139,13 +146,13 @@ def _check_workers(
     if detect_anomaly:
         raise ConfigError(
             f"--detect-anomaly looks at one process: leave out --workers {workers}; any number of "
-            "workers, or none, goes on from a checkpoint"
+            "workers, or none, can resume a checkpoint"
         )
 
 
 @attrs.frozen
-class _Work:
-    """What each worker does: the first one trains and writes, the others follow it."""
+class _TrainWorker:
+    """What each worker does: rank 0 trains and writes, the others train with it."""
 
     table: dict[str, Any]
     folder: Folder
@@ -155,7 +162,7 @@ class _Work:
 
     def __call__(self, link: Link) -> None:
         group = Group.current()
-        with self.folder.opened(leads=group.leads) as directory:
+        with self.folder.opened(leads=group.is_main) as directory:
             run = Run(structure(Experiment, self.table), directory, progress=False)
             if not split_path(run.data, "train").is_file():
                 raise ClusterError(
@@ -163,40 +170,40 @@ class _Work:
                     "must have the run directory, by a disk in common, or the cluster must copy it "
                     "there (of 'ray', by cluster.storage)"
                 )
-            if not group.leads:
-                warnings.simplefilter("ignore")  # the one that leads gives the same
-                _follow(run, group)
+            if not group.is_main:
+                warnings.simplefilter("ignore")  # rank 0 gives the same
+                _run_nonzero_rank(run, group)
                 return
-            asker = Asker(link)
-            hooks = [*self.hooks, _Saver(self.folder, asker)]
-            with run.manager.watched_by(hooks), asker.warned():
-                _train(run, self.resume, self.may_change, False, asker, group)
+            progress = RemoteProgress(link)
+            hooks = [*self.hooks, _Uploader(self.folder, progress)]
+            with run.manager.with_plugins(hooks), progress.forward_warnings():
+                _run_main_rank(run, self.resume, self.may_change, False, progress, group)
 
 
 @attrs.frozen
-class _Saver:
+class _Uploader:
     """A plugin that saves the run directory with each checkpoint, after other plugins."""
 
     folder: Folder
-    asker: Asker
+    progress: RemoteProgress
     sda_interface = 1
 
     @hookimpl(trylast=True)
     def sda_checkpoint_written(self) -> None:
         """Save it."""
         self.folder.save()
-        self.asker.saved()
+        self.progress.checkpoint_saved()
 
 
-def _train(
+def _run_main_rank(
     run: Run,
     resume: bool,
     may_change: Collection[str],
     detect_anomaly: bool,
-    watcher: Watcher,
+    progress: ProgressReporter,
     group: Group,
 ) -> TrainedModel:
-    """Train in this process, which is alone or leads a group."""
+    """Train in this process, which is alone or rank 0 of a group."""
     experiment = run.experiment
     store = TrajectoryStore(split_path(run.data, "train"))
     depends = run.settings("simulate", "train") | {"data_id": store.info.data_id}
@@ -204,11 +211,11 @@ def _train(
     if checkpoint is not None:
         written = {"data_id": store.info.data_id} | checkpoint.settings
         check_settings(attrs.evolve(checkpoint, settings=written), depends, may_change)
-        # With other settings it may go on.
+        # With other settings it may be resumed.
         ended = None if differences(written, depends) else checkpoint.state.get("ended")
     elif resume:
         raise CheckpointError(
-            f"there is no checkpoint in {run.checkpoints.directory} to go on from: train without "
+            f"there is no checkpoint in {run.checkpoints.directory} to resume from: train without "
             "--resume to start"
         )
     settings: Any = experiment.train
@@ -220,29 +227,29 @@ def _train(
         model = new_model(run, store.spec)
         trainer = _new_trainer(run, model, settings, group)
         reset_peak_memory(trainer.device)
-        training = Training(run, trainer, model, depends, watcher)
+        main = MainRank(run, trainer, model, depends, progress)
         if start is not None:
             trainer.load_state_dict(*start)
         with (
             run.stage("train") as results,
             anomaly_hunt(model.denoiser) if detect_anomaly else nullcontext(),
         ):
-            run.write_config()  # what goes on from here on is resumed with these settings
-            run.forget_after(trainer.step)
+            run.write_config()  # from here on the training is resumed with these settings
+            run.truncate_metrics(trainer.step)
             try:
                 if ended is None:
-                    training.go_on()
+                    main.train()
                 else:
-                    watcher.say(f"the training has ended after epoch {trainer.epoch}: {ended}")
-                trained = training.finished(results)
+                    progress.say(f"the training has ended after epoch {trainer.epoch}: {ended}")
+                trained = main.finished(results)
                 trained.save(run.model)
             finally:
                 _draw(run)
     return trained
 
 
-def _follow(run: Run, group: Group) -> None:
-    """Train with a process of the group that leads; nothing is written."""
+def _run_nonzero_rank(run: Run, group: Group) -> None:
+    """Train as another rank of a group; nothing is written."""
     start, ended = group.broadcast()
     with arithmetic_rules(run.experiment.train):
         model = new_model(run, TrajectoryStore(split_path(run.data, "train")).spec)
@@ -250,7 +257,7 @@ def _follow(run: Run, group: Group) -> None:
         if start is not None:
             trainer.load_state_dict(*start)
         if ended is None:
-            Follower(trainer).go_on()
+            NonzeroRank(trainer).train()
 
 
 def new_model(run: Run, spec: SystemSpec) -> TrainedModel:

@@ -26,7 +26,7 @@ from sda_core.io.files import write_json
 from sda_core.method import EnsembleSampler
 from sda_core.model import TrainedModel
 from sda_core.stages.common import SAMPLE, stream
-from sda_core.stages.watching import Watcher
+from sda_core.stages.watching import ProgressReporter
 from sda_core.training import (
     EpochMetrics,
     Event,
@@ -38,24 +38,24 @@ from sda_core.training import (
 )
 
 #: Seconds between two looks at progress.
-_GLANCE = 0.2
+_PROGRESS_INTERVAL = 0.2
 
 
-class Follower:
-    """A training of a group, in a process that does as the one that leads tells.
+class NonzeroRank:
+    """A training on a rank other than 0, which rank 0 tells when to save and to end.
 
-    It has the same state, at each step, so it raises what that one raises.
+    It has the same state at each step, so it raises what rank 0 raises.
 
     Args:
-        trainer: The trainer, in the state to go on from.
+        trainer: The trainer, in the state to resume from.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
-    def go_on(self) -> None:
+    def train(self) -> None:
         """Train to the end."""
-        with suppress(TrainingError):  # which the one that leads raises, too, and knows more of
+        with suppress(TrainingError):  # rank 0 raises it, too
             while not self._events():
                 pass
 
@@ -63,35 +63,35 @@ class Follower:
         """Train until the end, or until it was rolled back; whether it was the end."""
         trainer = self.trainer
         for event in trainer.events():
-            if self._went_wrong(event):
+            if self._handle_failure(event):
                 return False
             if not isinstance(event, Step | EpochMetrics):
                 continue
             if event.step % trainer.config.report_every == 0:
                 trainer.report()
             saves, ends = trainer.group.broadcast()
-            if saves and any(self._went_wrong(late) for late in trainer.settle()):
+            if saves and any(self._handle_failure(late) for late in trainer.flush_events()):
                 return False
             if ends:
                 return True
         return True
 
-    def _went_wrong(self, event: Event) -> bool:
+    def _handle_failure(self, event: Event) -> bool:
         if isinstance(event, LossSpike):
             self.trainer.roll_back(*self.trainer.group.broadcast())
             return True
         return False
 
 
-class Training:
+class MainRank:
     """A training with its checkpoints, records and guards.
 
     Args:
         run: The run.
-        trainer: The trainer, in the state to go on from.
+        trainer: The trainer, in the state to resume from.
         model: The model that it trains.
         depends: The configuration that a checkpoint belongs to.
-        watcher: Who watches it.
+        progress: Where progress is reported.
     """
 
     def __init__(
@@ -100,24 +100,24 @@ class Training:
         trainer: Trainer,
         model: TrainedModel,
         depends: dict[str, Any],
-        watcher: Watcher,
+        progress: ProgressReporter,
     ) -> None:
         self.run, self.trainer, self.model, self.depends = run, trainer, model, depends
-        self.watcher = watcher
+        self.progress = progress
         self.settings = run.experiment.train
         self.folder = run.checkpoints
-        self._written = self._glanced = time.monotonic()
-        self._glanced_step = trainer.step
+        self._written = self._shown = time.monotonic()
+        self._shown_step = trainer.step
 
-    def go_on(self) -> None:
+    def train(self) -> None:
         """Train to the end.
 
         Raises:
             StoppedError: A stop was asked for.
-            TrainingError: It cannot go on.
+            TrainingError: It cannot be continued.
         """
         trainer = self.trainer
-        with self.watcher.watching(trainer.num_steps, trainer.step) as (report, stopping):
+        with self.progress.track(trainer.num_steps, trainer.step) as (report, stopping):
             try:
                 while not self._events(report, stopping):
                     pass
@@ -127,7 +127,7 @@ class Training:
     def _events(self, report: Callable[..., None], stopping: Callable[[], bool]) -> bool:
         """Train until the end, or until it was rolled back; whether it was the end."""
         for event in self.trainer.events():
-            if self._went_wrong(event):
+            if self._handle_failure(event):
                 return False
             if not isinstance(event, Step | EpochMetrics):
                 continue
@@ -136,38 +136,38 @@ class Training:
             except SDAError:
                 raise
             except Exception:  # of a plugin, or the disk; what was trained is not lost with it
-                self._tell_group(saves=True, ends=True)
+                self._broadcast_plan(saves=True, ends=True)
                 self._checkpoint(event)
                 raise
             ended = event.epoch == self.settings.epochs or reason is not None
             stops = not ended and stopping()
             saves = ended or stops or self._is_due(event)
-            if self._tell_group(saves=saves, ends=ended or stops):
+            if self._broadcast_plan(saves=saves, ends=ended or stops):
                 return False
             if saves:
                 self._checkpoint(event, ended=reason)
             if ended:
                 if reason is not None:
-                    self.watcher.say(f"training ends after epoch {event.epoch}: {reason}")
+                    self.progress.say(f"training ends after epoch {event.epoch}: {reason}")
                 return True
             if stops:
                 raise StoppedError(
                     f"training stopped after step {event.step:,} of "
                     f"{self.trainer.num_steps:,} (epoch {event.epoch} of "
-                    f"{self.settings.epochs}); the same command goes on from there"
+                    f"{self.settings.epochs}); the same command resumes it"
                 )
         return True
 
-    def _tell_group(self, *, saves: bool, ends: bool) -> bool:
-        """Tell those that follow what comes after a step; whether it was rolled back instead."""
+    def _broadcast_plan(self, *, saves: bool, ends: bool) -> bool:
+        """Tell the other ranks what comes after a step; whether it was rolled back instead."""
         self.trainer.group.broadcast((saves, ends))
-        return saves and any(self._went_wrong(late) for late in self.trainer.settle())
+        return saves and any(self._handle_failure(late) for late in self.trainer.flush_events())
 
-    def _went_wrong(self, event: Event) -> bool:
+    def _handle_failure(self, event: Event) -> bool:
         """Record what went wrong, if it did; whether the training was rolled back."""
         if isinstance(event, SkippedBatch):
             self.run.log({"event": "skipped", **attrs.asdict(event)})
-            self.watcher.say(
+            self.progress.say(
                 f"skipped a batch that is not finite, at step {event.step} "
                 f"(loss {event.loss:g}, gradient norm {event.grad_norm:g})"
             )
@@ -179,7 +179,7 @@ class Training:
     def _after(self, event: Any, report: Callable[..., None]) -> str | None:
         """Report a step, and an epoch if it ended one; give a reason to end the training."""
         trainer, run = self.trainer, self.run
-        self._glance(event, report)
+        self._show_progress(event, report)
         if event.step % self.settings.report_every == 0:
             values = {**trainer.report(), **run.diagnostics("batch", trainer=trainer)}
             run.log_values("report", event.epoch, event.step, values)
@@ -197,9 +197,9 @@ class Training:
         if event.valid_loss is None:
             return None
         reasons = run.manager.hook.sda_stop_training(run=run, metrics=metrics)
-        return next((r for r in [*reasons, self._patience()] if r is not None), None)
+        return next((r for r in [*reasons, self._out_of_patience()] if r is not None), None)
 
-    def _patience(self) -> str | None:
+    def _out_of_patience(self) -> str | None:
         patience, trainer = self.settings.patience, self.trainer
         if patience is None or not math.isfinite(trainer.best_loss):
             return None
@@ -225,7 +225,7 @@ class Training:
                 memory=getattr(experiment.method, "memory", None),
             ).sample()
         except AssimilationError as error:
-            self.watcher.say(f"no samples after epoch {self.trainer.epoch}: {error}")
+            self.progress.say(f"no samples after epoch {self.trainer.epoch}: {error}")
             return {}
         return self.run.diagnostics("training-samples", model=model, samples=x)
 
@@ -275,10 +275,10 @@ class Training:
         trainer = self.trainer
         trainer.roll_back(*trainer.group.broadcast((found.tensors, found.state)))
         self._checkpoint(None)
-        self.run.forget_after(trainer.step)
+        self.run.truncate_metrics(trainer.step)
         record = {**attrs.asdict(spike), "from_step": spike.step, "step": trainer.step}
         self.run.log({"event": "rollback", **record, "slow_down": trainer.slow_down})
-        self.watcher.say(
+        self.progress.say(
             f"{what} at step {spike.step}: back to step {trainer.step}, learning rate times "
             f"{trainer.slow_down:g}"
         )
@@ -289,13 +289,13 @@ class Training:
             return "No checkpoint was written before that"
         return f"The last good checkpoint is {found.path}, of step {found.state['step']}"
 
-    def _glance(self, event: Any, report: Callable[..., None]) -> None:
+    def _show_progress(self, event: Any, report: Callable[..., None]) -> None:
         """Show progress, from what the host knows without waiting for the device."""
         trainer, now = self.trainer, time.monotonic()
-        if now - self._glanced < _GLANCE and event.step < trainer.num_steps:
+        if now - self._shown < _PROGRESS_INTERVAL and event.step < trainer.num_steps:
             return
-        steps_per_second = (event.step - self._glanced_step) / max(now - self._glanced, 1e-9)
-        self._glanced, self._glanced_step = now, event.step
+        steps_per_second = (event.step - self._shown_step) / max(now - self._shown, 1e-9)
+        self._shown, self._shown_step = now, event.step
         report(event.step, "  ".join(_note(trainer, event, steps_per_second)))
 
     def finished(self, results: dict[str, Any]) -> TrainedModel:

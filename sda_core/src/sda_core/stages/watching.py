@@ -1,4 +1,4 @@
-"""Where a training is shown and stopped: here, or from the process that asked for it."""
+"""Progress and stop requests of a training: in this process, or in the driver."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sda_core.io.interrupt import stop_request
 from sda_core.io.progress import ProgressOption, announce, reporting
 
 #: A function of the steps done and a note, and one that says whether to stop.
-Watching = tuple[Callable[..., None], Callable[[], bool]]
+Tracking = tuple[Callable[..., None], Callable[[], bool]]
 
 
-class Watcher(ABC):
-    """Who watches a training."""
+class ProgressReporter(ABC):
+    """Where the progress of a training is reported, and from where it is stopped."""
 
     @abstractmethod
-    def watching(self, total: int, done: int) -> AbstractContextManager[Watching]:
-        """Watch a training of so many steps, of which some are done."""
+    def track(self, total: int, done: int) -> AbstractContextManager[Tracking]:
+        """Report the progress of a training of so many steps, of which some are done."""
 
     @abstractmethod
     def say(self, line: str) -> None:
@@ -31,14 +31,14 @@ class Watcher(ABC):
 
 
 @attrs.frozen
-class Here(Watcher):
+class LocalProgress(ProgressReporter):
     """This process, where progress is shown and Ctrl-C is heard."""
 
     progress: ProgressOption
 
     @contextmanager
-    def watching(self, total: int, done: int) -> Iterator[Watching]:
-        """Watch a training."""
+    def track(self, total: int, done: int) -> Iterator[Tracking]:
+        """Report progress."""
         with (
             reporting(self.progress, "training", total, done) as report,
             stop_request() as stopping,
@@ -51,14 +51,14 @@ class Here(Watcher):
 
 
 @attrs.frozen
-class Asker(Watcher):
-    """The process that asked for the training, by a link to it."""
+class RemoteProgress(ProgressReporter):
+    """The driver, by a channel to it."""
 
     link: Link
 
     @contextmanager
-    def watching(self, total: int, done: int) -> Iterator[Watching]:
-        """Watch a training."""
+    def track(self, total: int, done: int) -> Iterator[Tracking]:
+        """Report progress."""
         self.link.tell(("begin", total, done))
         yield lambda done, note="": self.link.tell(("step", done, note)), self.link.stopping
 
@@ -66,26 +66,26 @@ class Asker(Watcher):
         """Say something."""
         self.link.tell(("say", line))
 
-    def saved(self) -> None:
+    def checkpoint_saved(self) -> None:
         """Say that a checkpoint was saved."""
         self.link.tell(("saved",))
 
     @contextmanager
-    def warned(self) -> Iterator[None]:
-        """Let warnings of this process be given there."""
+    def forward_warnings(self) -> Iterator[None]:
+        """Let the driver give the warnings of this process."""
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: self.link.tell(("warn", message))
             yield
 
 
-def watch_together(
+def run_with_progress(
     cluster: Cluster,
     work: Callable[[Link], None],
     progress: ProgressOption,
     fetch: Callable[[], None],
     **options: Any,
 ) -> None:
-    """Let processes train together, and watch what an :class:`Asker` among them tells.
+    """Train on several workers, and show what the :class:`RemoteProgress` of rank 0 reports.
 
     Args:
         cluster: Where.
@@ -106,7 +106,7 @@ def watch_together(
                 total, done = what
                 announce(
                     progress,
-                    f"workers were started anew, and go on from step {done:,} of {total:,}",
+                    f"workers were restarted, and resume at step {done:,} of {total:,}",
                 )
             elif kind == "step" and report is not None:
                 report(*what)

@@ -90,7 +90,7 @@ class Tracker(ABC):
         """
 
 
-class Sessions(Session):
+class TrackerSet(Session):
     """The sessions of several trackers, of which those that fail are left out."""
 
     def __init__(self, trackers: Iterable[Tracker], run: Any, stage: str) -> None:

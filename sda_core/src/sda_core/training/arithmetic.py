@@ -88,7 +88,7 @@ class Arithmetic:
         return {} if self._scaler is None else self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a state that :meth:`state_dict` gave."""
+        """Resume from a state that :meth:`state_dict` gave."""
         if self._scaler is not None and state:
             self._scaler.load_state_dict(state)
 

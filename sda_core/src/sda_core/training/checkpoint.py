@@ -140,7 +140,7 @@ def _writing(path: Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint {path} cannot be written ({error}): mend that, and go on from the one "
+            f"checkpoint {path} cannot be written ({error}): mend that, and resume from the one "
             "before, which is as it was"
         ) from error
 
@@ -253,14 +253,14 @@ _MIGRATIONS: dict[str, Callable[[dict[str, Tensor], dict[str, str]], Contents]] 
 def check_settings(
     checkpoint: Checkpoint, settings: Mapping[str, Any], may_change: Collection[str] = ()
 ) -> None:
-    """Refuse to go on from a checkpoint with another configuration.
+    """Refuse to resume a checkpoint with another configuration.
 
     An option of the training that the checkpoint does not have is newer than it, and had its
     default. One that ``settings`` does not have does not count.
 
     Args:
         checkpoint: The checkpoint.
-        settings: The configuration to go on with, of JSON values.
+        settings: The configuration to resume with, of JSON values.
         may_change: Keys that may differ, such as ``"train.epochs"``, or tables, such as
             ``"train"``.
 
@@ -281,7 +281,7 @@ def check_settings(
         keys = [k for k in sorted(there.keys() | asked.keys()) if there.get(k) != asked.get(k)]
         raise CheckpointError(
             f"checkpoint {checkpoint.path} belongs to another configuration. It differs in "
-            f"{', '.join(changed)}. Go on with the one it was written with, train in another "
+            f"{', '.join(changed)}. Resume with the one it was written with, train in another "
             f"directory, or allow the change with {' '.join(f'--may-change {k}' for k in keys)}"
         )
 

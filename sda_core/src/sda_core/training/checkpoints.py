@@ -32,7 +32,7 @@ class CheckpointFolder:
 
     Each is written under a temporary name, flushed and renamed, and only then older ones are
     removed. The newest is the last one written, and not that of the highest step: a training that
-    was rolled back goes on from a lower one. A kill at any moment so leaves the newest whole.
+    was rolled back continues from a lower one. A kill at any moment so leaves the newest whole.
 
     Attributes:
         directory: The folder.
@@ -77,7 +77,7 @@ class CheckpointFolder:
         return path
 
     def newest(self) -> Checkpoint | None:
-        """The checkpoint to go on from: the last one written that is whole.
+        """The checkpoint to resume from: the last one written that is whole.
 
         Warns:
             CheckpointWarning: A newer one is damaged; says which, how, and what is used instead.

@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
-#: How long processes wait for the one that leads, which may be drawing samples.
-_PATIENCE = timedelta(days=1)
+#: How long processes wait for rank 0, which may be drawing samples.
+_TIMEOUT = timedelta(days=1)
 
 
 @attrs.frozen
@@ -45,25 +45,25 @@ class Group:
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         # On the host, so that what is broadcast waits for no GPU.
-        host = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        host = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         return cls(dist.get_rank(), dist.get_world_size(), host)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process decides and writes."""
         return self.rank == 0
 
-    def share(self, n: int) -> slice:
+    def shard(self, n: int) -> slice:
         """Which rows of a batch of n are this process's; none, where there are too few."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
-    def whole(self, rows: Tensor, n: int) -> Tensor:
-        """All n rows of a batch, from the share that each process has of them."""
+    def all_gather_rows(self, rows: Tensor, n: int) -> Tensor:
+        """All n rows of a batch, from the shard of each process."""
         if self.size == 1:
             return rows
-        whole = rows.new_zeros(n, *rows.shape[1:])
-        whole[self.share(n)] = rows
-        return self.total(whole)
+        gathered = rows.new_zeros(n, *rows.shape[1:])
+        gathered[self.shard(n)] = rows
+        return self.total(gathered)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of a tensor over the processes, in its place."""
@@ -72,7 +72,7 @@ class Group:
         return x
 
     def broadcast(self, value: Any = None) -> Any:
-        """The value that the process that leads gives, of whatever can be pickled."""
+        """The value of rank 0, of whatever can be pickled."""
         if self.size == 1:
             return value
         values = [value]
@@ -88,8 +88,8 @@ class Group:
         """
         return evaluate if self.size == 1 else DistributedDataParallel(_Network(module, evaluate))
 
-    def alone(self, network: Network) -> AbstractContextManager[None]:
-        """Gradients within are added up by each process alone, until the next ones outside."""
+    def no_sync(self, network: Network) -> AbstractContextManager[None]:
+        """Gradients within are summed on each rank, and exchanged with the next ones outside."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 

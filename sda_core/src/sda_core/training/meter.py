@@ -91,6 +91,6 @@ class Meter:
         return {"sums": self._sums, "counts": self._counts}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from sums that :meth:`state_dict` gave; times are those of this process alone."""
+        """Resume from sums that :meth:`state_dict` gave; times are those of this process alone."""
         self._sums.copy_(tensors["sums"])
         self._counts.copy_(tensors["counts"])

@@ -78,9 +78,9 @@ class Trainer:
     The processes of a group draw the same batches, times and noise, evaluate the network on their
     share of each batch, and take the same steps, with the loss and the gradients of the whole
     batch. So they yield the same events, but for speeds; all call :meth:`report`,
-    :meth:`validate`, :meth:`settle` and :meth:`roll_back` at the same steps, with the same state.
-    The state is that of a single process, but for the random numbers that a kernel draws, which
-    are saved by the process that leads.
+    :meth:`validate`, :meth:`flush_events` and :meth:`roll_back` at the same steps, with the same
+    state. The state is that of a single process, but for the random numbers that a kernel draws:
+    those of rank 0 are saved.
 
     Args:
         denoiser: The denoiser, on the device to train on; its weights are changed in place.
@@ -150,7 +150,7 @@ class Trainer:
         self._started, self._first = (0.0, 0.0), 0
         # What the host knows of the steps done.
         self._outcomes: deque[_Outcome] = deque()
-        self._wrong: list[Event] = []
+        self._failures: list[Event] = []
         self._losses: deque[float] = deque(maxlen=_MEDIAN_SPAN + _RECENT)
         self._skipped: deque[int] = deque(maxlen=config.guards.skip_limit + 1)
         self._grad_norm = self._rate = math.nan
@@ -222,17 +222,17 @@ class Trainer:
             self._meter.start()
             self.denoiser.train()
             for batch in self._meter.waiting_for(batches):
-                if not self.group.leads:
+                if not self.group.is_main:
                     self._seed_kernel(_KERNEL, self.epoch, self._batch, self.group.rank)
                 with self._kernel_randomness():
                     self._train_on(batch)
                 self._batch += 1
                 self.step += 1
                 last = self._batch == self.steps_per_epoch
-                self._look(0 if last else self._lag)
+                self._poll_outcomes(0 if last else self._lag)
                 self._meter.stop()
                 done = self._end_epoch() if last else Step(epoch=self.epoch, step=self.step)
-                yield from self._take_wrong()
+                yield from self._take_failures()
                 self._check_skipped()
                 yield done
                 self._meter.start()
@@ -280,7 +280,7 @@ class Trainer:
         given = (x, t[mine], eps[mine]) if len(x) else (eps[:1], t[:1], eps[:1])
         parts = list(zip(*(v.chunk(self.config.accumulate) for v in given), strict=True))
         for i, (x_part, t_part, eps_part) in enumerate(parts):
-            with group.alone(self._exchanging) if i < len(parts) - 1 else nullcontext():
+            with group.no_sync(self._exchanging) if i < len(parts) - 1 else nullcontext():
                 mean, losses = self.denoiser.losses_at(
                     x_part, t_part, eps_part, self.weights, self._network
                 )
@@ -289,7 +289,7 @@ class Trainer:
                 self._arithmetic.scaled(share).backward()
             loss += share.detach()
             per_window.append(losses)
-        window_losses = group.whole(torch.cat(per_window)[: len(x)], len(t))
+        window_losses = group.all_gather_rows(torch.cat(per_window)[: len(x)], len(t))
         if group.size > 1:
             loss = window_losses.mean()
         self._arithmetic.unscale(self.optimizer)
@@ -314,7 +314,7 @@ class Trainer:
             arrived.record()
         self._outcomes.append(_Outcome(self._batch, x, t, eps, numbers, arrived))
 
-    def _look(self, lag: int) -> None:
+    def _poll_outcomes(self, lag: int) -> None:
         """Look at the outcomes of all steps but the last few, and note what went wrong."""
         while len(self._outcomes) > lag:
             outcome = self._outcomes.popleft()
@@ -324,26 +324,26 @@ class Trainer:
                 self._losses.append(loss)
             elif fault:
                 self._skipped.append(step)
-                self._wrong.append(self._describe(outcome, step, loss))
+                self._failures.append(self._describe(outcome, step, loss))
         if (spike := self._spike()) is not None:
-            self._wrong.append(spike)
+            self._failures.append(spike)
 
-    def settle(self) -> list[Event]:
+    def flush_events(self) -> list[Event]:
         """What went wrong in the steps done so far and was not yielded yet; waits for the device.
 
         To be called before the state is saved, so that no record of it is lost.
         """
-        self._look(0)
-        return self._take_wrong()
+        self._poll_outcomes(0)
+        return self._take_failures()
 
-    def _take_wrong(self) -> list[Event]:
-        wrong, self._wrong = self._wrong, []
-        return wrong
+    def _take_failures(self) -> list[Event]:
+        failures, self._failures = self._failures, []
+        return failures
 
     def _describe(self, outcome: _Outcome, step: int, loss: float) -> SkippedBatch:
         """What a skipped batch was; the network is evaluated on it once more, in parts."""
         t, eps = outcome.t, outcome.eps
-        x = self.group.whole(outcome.x, len(t))
+        x = self.group.all_gather_rows(outcome.x, len(t))
         seen: dict[str, list[Tensor]] = {"input": [x], "noised": [], "output": [], "loss": []}
         evaluate = self._arithmetic.network(self.denoiser.network, compiled=False)
 
@@ -440,7 +440,7 @@ class Trainer:
             last step; ``windows_per_second``; ``utilization``, the share of time in which the loop
             did not wait for data; with float16 the ``loss_scale``.
         """
-        self._look(0)
+        self._poll_outcomes(0)
         return {
             **self._meter.read(),
             "grad_norm": self._grad_norm,
@@ -479,7 +479,7 @@ class Trainer:
         n = min(size, self._windows(windows) - batch * size)
         # Only its shape counts.
         whole = x if self.group.size == 1 else x.new_empty(()).expand(n, *x.shape[1:])
-        return *self.denoiser.draw(whole, generator), self.group.share(n)
+        return *self.denoiser.draw(whole, generator), self.group.shard(n)
 
     def is_finite(self) -> bool:
         """Whether all weights are finite; waits for the device."""
@@ -500,7 +500,7 @@ class Trainer:
             batch_size=self.config.batch_size,
             per_trajectory=self.config.windows_per_trajectory,
             first=first,
-            share=self.group.share,
+            share=self.group.shard,
         )
 
     @contextmanager
@@ -544,7 +544,7 @@ class Trainer:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the next step depends on: tensors, and values that JSON can hold."""
-        self._look(0)
+        self._poll_outcomes(0)
         tensors = {f"raw.{k}": v for k, v in self.denoiser.state_dict().items()}
         if self.averaged is not None:
             tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
@@ -580,14 +580,14 @@ class Trainer:
         return tensors, state
 
     def load_state_dict(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Go on from a state that :meth:`state_dict` gave; iterate over events anew."""
+        """Resume from a state that :meth:`state_dict` gave; iterate over events anew."""
 
         def part(name: str) -> dict[str, Tensor]:
             n = len(name) + 1
             return {k[n:]: v for k, v in tensors.items() if k.startswith(name + ".")}
 
         self._outcomes.clear()
-        self._wrong.clear()
+        self._failures.clear()
         self.denoiser.load_state_dict(part("raw"))
         if self.averaged is not None:
             self.averaged.load_state_dict(part("ema"))
@@ -621,7 +621,7 @@ class Trainer:
             else:
                 warnings.warn(
                     f"the checkpoint was written on {state['device']} in mid-epoch, and the "
-                    f"training goes on on {self.device.type}, whose random numbers differ: the "
+                    f"training is resumed on {self.device.type}, whose random numbers differ: the "
                     "rest of the epoch is not what it would have been",
                     CheckpointWarning,
                     stacklevel=2,
