@@ -132,6 +132,16 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             exec(compile(code, page_id(page), "exec"), names)
 
 
+def test_the_program_of_the_readme_runs() -> None:
+    """In small: it takes a minute and more with all its members."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert "steps=64" in code
+    assert "members=64" in code
+    names: dict[str, object] = {}
+    exec(code.replace("steps=64", "steps=4").replace("members=64", "members=2"), names)
+    assert names["posterior"].shape == (2, 65, 3)  # type: ignore[attr-defined]
+
+
 def test_every_runnable_block_is_found() -> None:
     for page in PAGES:
         text = page.read_text()

@@ -163,7 +163,7 @@ class TrainedModel:
         c = self.config
         return MarkovBlanketDenoiser(self.denoiser, c.window, c.stride, c.fold, c.chunk_size)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Write the model; the description comes last, so that half a model is none.
 
         Raises:
@@ -176,6 +176,7 @@ class TrainedModel:
                 f"that are not finite, such as {bad[0]}: lower train.learning_rate, set "
                 "train.clip_norm, or look for the cause with --detect-anomaly"
             )
+        directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         with replace_file(directory / "model.safetensors") as temporary:
             save_file(state, temporary)
