@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -224,3 +225,52 @@ def test_a_pretrained_model_needs_no_data(finished, tmp_path) -> None:
     x = sda.assimilate(small(f"model.pretrained='{finished / 'model'}'"), tmp_path, progress=False)
     with xr.open_dataarray(finished / "posterior.nc", engine="h5netcdf") as posterior:
         assert np.array_equal(x.numpy(), posterior.to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "key"),
+    [
+        ("system.rho=5.0", "simulate", r"system\.rho \(28\.0 there, 5\.0 asked for\)"),
+        ("seed=5", "simulate", "seed"),
+        ("data.burn_in=0", "simulate", r"data\.burn_in"),
+        ("kernel.width=32", "train", r"kernel\.width \(16 there, 32 asked for\)"),
+        ("schedule.name=vp", "train", r"schedule\.name"),
+        ("train.epochs=5", "train", r"train\.epochs"),
+    ],
+)
+def test_no_result_of_another_configuration_is_used(
+    finished: Path, tmp_path: Path, change: str, stage: str, key: str
+) -> None:
+    """Refused by every later stage, which leaves everything as it was."""
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    for later in (sda.sample, sda.assimilate, sda.evaluate):
+        with pytest.raises(ConfigError, match=rf"`sda {stage}` .* another configuration.*{key}"):
+            later(small(change), copy, progress=False)
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("change", ["guidance.gamma=0.5", "observation.every=2", "model.stride=2"])
+def test_what_needs_no_training_may_change(finished: Path, tmp_path: Path, change: str) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    sda.assimilate(small(change), copy, progress=False)
+    with pytest.raises(ConfigError, match="evaluate would use the result of `sda assimilate`"):
+        sda.evaluate(small(), copy, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"), [("system.dt=0.05", "dt"), ("seed=3", "seed"), ("data.length=40", "length")]
+)
+def test_data_of_another_configuration_are_refused(
+    finished: Path, tmp_path: Path, change: str, key: str
+) -> None:
+    shutil.copytree(finished / "data", tmp_path / "data")
+    with pytest.raises(DataError, match=rf"differs from the one asked for in .*{key}"):
+        sda.train(small(change), tmp_path, progress=False)
+
+
+def test_a_split_in_the_place_of_another_is_refused(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "data", tmp_path / "data")
+    shutil.copy(tmp_path / "data" / "train.h5", tmp_path / "data" / "valid.h5")
+    with pytest.raises(DataError, match=r"valid\.h5 has the trajectories of the split 'train'"):
+        sda.train(small(), tmp_path, progress=False)

@@ -172,6 +172,29 @@ def preview(
     return _with_time(plan, system, parts.recipe)
 
 
+def check_recipe(
+    system: System,
+    path: str | Path,
+    config: DataConfig,
+    seed: int,
+    system_config: Mapping[str, Any],
+) -> None:
+    """Refuse a data set that was not made by what is asked for.
+
+    Args:
+        system: The system.
+        path: Directory of the data set.
+        config: How much was to be made.
+        seed: Seed of the data set.
+        system_config: The system's full configuration.
+
+    Raises:
+        DataError: A file is of another data set, or of another split.
+    """
+    parts = _parts(system, path, config, seed, system_config)
+    _is_finished(parts.directory, parts.recipe)
+
+
 def _parts(
     system: System,
     path: str | Path,
@@ -246,6 +269,12 @@ def _is_finished(directory: Path, recipe: Recipe) -> bool:
             continue
         with open_file(path) as file:
             info = read_info(file, path)
+        if info.split != split:
+            raise DataError(
+                f"{path} has the trajectories of the split {info.split!r}, so that {split!r} would "
+                "not be independent of it. To mend: put the file back where it was, or simulate in "
+                "another directory."
+            )
         if info.data_id != recipe.data_id:
             raise DataError(
                 f"{path} is of another data set and is not overwritten. It differs from the one "

@@ -8,12 +8,15 @@ from sda_core.experiment.configuration import (
     load_experiment,
 )
 from sda_core.experiment.run import Run
+from sda_core.experiment.stage import STAGES, Stage
 
 __all__ = [
+    "STAGES",
     "AssimilateConfig",
     "EvaluateConfig",
     "Experiment",
     "Run",
     "SampleConfig",
+    "Stage",
     "load_experiment",
 ]

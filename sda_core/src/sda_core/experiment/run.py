@@ -16,55 +16,15 @@ from typing import Any
 import attrs
 import torch
 
-from sda_core.config import dump_toml, unstructure
-from sda_core.errors import DataError
+from sda_core.config import differences, dump_toml, unstructure
+from sda_core.errors import ConfigError, DataError
 from sda_core.experiment.configuration import Experiment
+from sda_core.experiment.stage import STAGES
 from sda_core.io.files import plain, write_json, write_text
 from sda_core.io.progress import ProgressOption
 from sda_core.plugins import PluginManager, default_manager
 from sda_core.tracker import Histogram, TrackerSet, Value
 from sda_core.training import CheckpointFolder
-
-#: Which tables, and which earlier stages, the result of a stage depends on.
-DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "simulate": (("seed", "system", "data"), ()),
-    "train": (("kernel", "schedule", "model", "train"), ("simulate",)),
-    "sample": (("model", "sampler", "sample"), ("train",)),
-    "assimilate": (
-        ("model", "observation", "sampler", "guidance", "method", "assimilate"),
-        ("train",),
-    ),
-    "evaluate": (("evaluate",), ("sample", "assimilate")),
-}
-#: What a stage leaves behind; without one of these, it is not done.
-RESULTS = {
-    "simulate": ("data",),
-    "train": ("model/model.json",),
-    "sample": ("samples.nc",),
-    "assimilate": ("posterior.nc", "posterior.zarr"),
-    "evaluate": ("report.html",),
-}
-#: Keys that do not change a result: how fast it is made, or how the model is composed afterwards.
-IGNORES: dict[str, dict[str, tuple[str, ...]]] = {
-    "simulate": {"data": ("workers",)},
-    "train": {
-        "model": ("stride", "fold", "chunk_size"),
-        "train": (
-            "checkpoint_every",
-            "checkpoint_minutes",
-            "keep",
-            "report_every",
-            "histograms",
-            "sample_every",
-        ),
-    },
-    "sample": {"model": ("chunk_size",)},
-    "assimilate": {
-        "model": ("chunk_size",),
-        "method": ("batch_size", "memory"),
-        "assimilate": ("checkpoint_minutes",),
-    },
-}
 
 
 @attrs.define
@@ -83,6 +43,7 @@ class Run:
     manager: PluginManager = attrs.field(factory=lambda: default_manager())
     progress: ProgressOption = True
     _sessions: TrackerSet | None = attrs.field(default=None, init=False)
+    _unstructured: dict[str, Any] | None = attrs.field(default=None, init=False)
 
     @property
     def data(self) -> Path:
@@ -108,32 +69,62 @@ class Run:
     def fingerprint(self, stage: str) -> str:
         """Hash of everything in the configuration that a stage's result depends on."""
         relevant = self.settings(stage)
-        relevant["earlier"] = [self.fingerprint(s) for s in DEPENDS[stage][1]]
-        observations = self.experiment.assimilate.observations
-        if stage == "assimilate" and observations is not None:
-            relevant["observed"] = observations.digest()
+        relevant["earlier"] = [self.fingerprint(s) for s in STAGES[stage].after]
         text = json.dumps(relevant, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def settings(self, *stages: str) -> dict[str, Any]:
         """The part of the configuration that the results of these stages depend on themselves."""
-        table = unstructure(self.experiment, manager=self.manager)
         relevant: dict[str, Any] = {}
-        for stage in stages:
-            for name in DEPENDS[stage][0]:
-                value = table.get(name)
+        for stage in (STAGES[name] for name in stages):
+            for name in stage.tables:
+                value = self._table.get(name)
                 if isinstance(value, Mapping):
-                    ignored = IGNORES.get(stage, {}).get(name, ())
+                    ignored = stage.ignored.get(name, ())
                     value = {k: v for k, v in value.items() if k not in ignored}
                 relevant[name] = value
+            observations = self.experiment.assimilate.observations
+            if stage.name == "assimilate" and observations is not None:
+                relevant["observed"] = observations.digest()
         return relevant
+
+    @property
+    def _table(self) -> dict[str, Any]:
+        """The experiment as a table, made once."""
+        if self._unstructured is None:
+            self._unstructured = unstructure(self.experiment, manager=self.manager)
+        return self._unstructured
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage has been done with the present configuration, and its result is there."""
-        if not any((self.directory / name).exists() for name in RESULTS[stage]):
+        if not STAGES[stage].exists_in(self.directory):
             return False
         done = self.provenance()["stages"].get(stage, {})
         return bool(done.get("fingerprint") == self.fingerprint(stage))
+
+    def check_earlier(self, stage: str) -> None:
+        """Refuse results of earlier stages that were made with another configuration.
+
+        Raises:
+            ConfigError: A result that the stage would use does not follow from the configuration;
+                says what differs.
+        """
+        recorded = self.provenance()["stages"]
+        for name in STAGES[stage].after:
+            earlier = STAGES[name]
+            if not earlier.needed(self.experiment):
+                continue
+            self.check_earlier(name)
+            before = recorded.get(name, {}).get("settings")
+            if before is None or not earlier.exists_in(self.directory):
+                continue
+            asked = json.loads(json.dumps(self.settings(name)))
+            if changed := differences(before, asked):
+                raise ConfigError(
+                    f"{stage} would use the result of `sda {name}` in {self.directory}, which was "
+                    f"made with another configuration. It differs in {', '.join(changed)}. Use "
+                    f"that configuration, or do `sda {name}` with this one in another directory"
+                )
 
     def provenance(self) -> dict[str, Any]:
         """What has been done here, by what.
@@ -162,7 +153,7 @@ class Run:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         if not (self.directory / "config.toml").is_file():
-            self.write_config()  # so that a killed run can be gone on with
+            self.write_config()  # so that a killed run can be resumed
         self.manager.hook.sda_run_started(run=self, stage=name)
         self._sessions = TrackerSet(self.experiment.trackers, self, name)
         results: dict[str, Any] = {}
@@ -178,15 +169,18 @@ class Run:
         self._sessions.close(results)
         self.write_config()  # not before: a stage that is refused must change nothing
         record = self.provenance() | self._environment()
-        record["stages"][name] = {"fingerprint": self.fingerprint(name), **results}
+        record["stages"][name] = {
+            "fingerprint": self.fingerprint(name),
+            "settings": self.settings(name),
+            **results,
+        }
         write_json(self.directory / "provenance.json", record)
         self.log({"event": name, **results})
         self.manager.hook.sda_run_finished(run=self, summary={"stage": name, **results})
 
     def write_config(self) -> None:
         """Write the configuration to ``config.toml``."""
-        table = unstructure(self.experiment, manager=self.manager)
-        dump_toml(table, self.directory / "config.toml")
+        dump_toml(self._table, self.directory / "config.toml")
 
     def diagnostics(self, stage: str, **context: Any) -> dict[str, Value]:
         """What plugins add, by name; see the hook ``sda_diagnostics``.

@@ -88,6 +88,7 @@ def assimilate(
     """
     run = Run(experiment, directory, progress=progress)
     method = experiment.require("method", "assimilation")
+    run.check_earlier("assimilate")
     if workers is not None:
         _check_spread(run, workers)
         cluster = cluster or experiment.cluster or Local()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sda_core.config import unstructure
 from sda_core.data import split_path
+from sda_core.data.generate import check_recipe
 from sda_core.errors import ConfigError
 from sda_core.experiment.run import Run, device
 from sda_core.io.progress import reporting_steps
@@ -57,10 +59,14 @@ def load_model(run: Run) -> TrainedModel:
 
 
 def check_simulated(run: Run) -> None:
-    """Refuse a run without data.
+    """Refuse a run without data, or with those of another configuration.
 
     Raises:
         ConfigError: There are none.
+        DataError: They were not made by what is asked for.
     """
     if not split_path(run.data, "train").is_file():
         raise ConfigError(f"there are no data in {run.data}: run `sda simulate` first")
+    experiment = run.experiment
+    system = unstructure(experiment.system, manager=run.manager)
+    check_recipe(experiment.system, run.data, experiment.data, experiment.seed, system)

@@ -38,6 +38,7 @@ def evaluate(
     from sda_core.evaluation.report import write_report  # matplotlib takes a while to import
 
     run = Run(experiment, directory, progress=progress)
+    run.check_earlier("evaluate")
     config = experiment.evaluate
     problem = make_problem(run)
     posterior = xarray_io.result(run.directory / "posterior.nc")

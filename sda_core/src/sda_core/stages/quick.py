@@ -166,7 +166,7 @@ def _reduced(experiment: Experiment, there: bool) -> Experiment:
             fractions=tuple(n / total for n in counts.values()),
             # What is there is taken whole, for the same statistics.
             length=e.data.length if there else min(e.data.length, max(width, length)),
-            burn_in=0,
+            burn_in=e.data.burn_in if there else 0,
         ),
         train=_changed(
             e.train,

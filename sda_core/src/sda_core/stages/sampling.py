@@ -31,6 +31,7 @@ def sample(
         Trajectories (M, L, C, \*S) in physical units, also written to ``samples.nc``.
     """
     run = Run(experiment, directory, progress=progress)
+    run.check_earlier("sample")
     sampler = experiment.require("sampler", "sampling")
     config = experiment.require("sample", "sampling")
     model = load_model(run)

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from sda_core.experiment.run import RESULTS, Run
+from sda_core.experiment import STAGES, Run
 from sda_core.io.ensemble_file import EnsembleFile, checksum
 from sda_core.io.progress import announce
 from sda_core.model import TrainedModel
@@ -45,10 +45,8 @@ def ensemble_file(
     }
     if stage == "assimilate":
         del identity["assimilate"]["format"]  # the values do not depend on it
-        if config.observations is not None:
-            identity["table"] = config.observations.digest()
     file = EnsembleFile(
-        run.directory / RESULTS[stage][0],
+        run.directory / STAGES[stage].results[0],
         spec,
         shape,
         identity,

@@ -16,8 +16,8 @@ from sda_core.cluster import Cluster, Folder, Link, Local
 from sda_core.config import differences, structure, unstructure
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
 from sda_core.errors import CheckpointError, ClusterError, ConfigError
-from sda_core.experiment import Experiment
-from sda_core.experiment.run import RESULTS, Run, device
+from sda_core.experiment import STAGES, Experiment, Run
+from sda_core.experiment.run import device
 from sda_core.io.files import exclusive
 from sda_core.io.progress import ProgressOption, announce
 from sda_core.model import TrainedModel
@@ -41,7 +41,7 @@ from sda_core.training import (
 )
 
 #: What later stages have left in a run directory, which workers do not need.
-_LATER = tuple(n for stage in ("sample", "assimilate", "evaluate") for n in RESULTS[stage])
+_LATER = tuple(n for stage in ("sample", "assimilate", "evaluate") for n in STAGES[stage].results)
 
 
 def train(
