@@ -400,7 +400,7 @@ def test_the_reason_of_an_end_is_kept_and_said(
     train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = []
-    monkeypatch.setattr("sda_core.stages.watching.announce", lambda _, line: said.append(line))
+    monkeypatch.setattr("sda_core.training.progress.announce", lambda _, line: said.append(line))
     train(Curious(stop_after=2))
     assert said == ["training ends after epoch 2: the plugin has seen enough"]
     newest = Run(_experiment(), tmp_path).checkpoints.newest()

@@ -14,7 +14,8 @@ import sda_core as sda
 from sda_core.cli import main
 from sda_core.data import TrajectoryStore, WindowDataset
 from sda_core.errors import CheckpointError, ConfigError
-from sda_core.stages import TrainingPreview, newest_run, preview_training, training_preview
+from sda_core.stages import TrainingPreview, preview_training, training_preview
+from sda_core.training import newest_run
 
 SMALL = [
     "data.trajectories=40",
@@ -182,7 +183,7 @@ def test_resume_finds_the_newest(trained: Path, monkeypatch, capsys: pytest.Capt
     assert "--may-change train.epochs" in error
     assert call("--resume", *allowed) == 0
     output = capsys.readouterr()
-    assert output.err.startswith("going on with runs/second/seed-1\n")
+    assert output.err.startswith("resuming runs/second/seed-1\n")
     assert output.out.startswith("model: runs/second/seed-1/model, validation loss ")
     assert sda.load_experiment("runs/second/seed-1").train.epochs == 6
     assert sda.load_experiment("runs/first").train.epochs == 4

@@ -70,17 +70,17 @@ def cluster_at(address: str | None, workers: int | None, experiment: Experiment)
 
 
 def _newest(resume: bool, directory: Path | None, quiet: bool) -> str:
-    """The run directory to go on with where no experiment is given."""
+    """The run directory to resume where no experiment is given."""
     from sda_core.io.progress import announce
-    from sda_core.stages import newest_run
+    from sda_core.training import newest_run
 
     if not resume:
         raise ConfigError(
-            "train what? Give a preset, a TOML file or a run directory, or --resume to go on with "
+            "train what? Give a preset, a TOML file or a run directory, or --resume to continue "
             "the run in ./runs that was trained last"
         )
     found = directory or newest_run("runs")
-    announce(not quiet, f"going on with {found}")
+    announce(not quiet, f"resuming {found}")
     return str(found)
 
 

@@ -7,7 +7,6 @@ configuration is not done again by :func:`run`.
 from sda_core.stages.assimilation import assimilate, make_problem
 from sda_core.stages.composition import composition
 from sda_core.stages.evaluation import evaluate
-from sda_core.stages.newest import newest_run
 from sda_core.stages.pipeline import run
 from sda_core.stages.quick import QuickStage, quick
 from sda_core.stages.sampling import sample
@@ -24,7 +23,6 @@ __all__ = [
     "composition",
     "evaluate",
     "make_problem",
-    "newest_run",
     "parse_seeds",
     "preview",
     "preview_training",

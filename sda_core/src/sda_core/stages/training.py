@@ -15,29 +15,31 @@ import torch
 from sda_core.cluster import Cluster, Folder, Link, Local
 from sda_core.config import differences, structure, unstructure
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
+from sda_core.denoiser import WindowDenoiser
 from sda_core.errors import CheckpointError, ClusterError, ConfigError
 from sda_core.experiment import STAGES, Experiment, Run
 from sda_core.experiment.run import device
 from sda_core.io.files import exclusive
 from sda_core.io.progress import ProgressOption, announce
+from sda_core.method import EnsembleSampler
 from sda_core.model import TrainedModel
 from sda_core.plugins import hookimpl
-from sda_core.stages.common import WEIGHTS, check_simulated, load_model, stream
-from sda_core.stages.training_loop import MainRank, NonzeroRank
-from sda_core.stages.watching import (
-    LocalProgress,
-    ProgressReporter,
-    RemoteProgress,
-    run_with_progress,
-)
+from sda_core.stages.common import SAMPLE, WEIGHTS, check_simulated, load_model, stream
 from sda_core.system import HasContext, SystemSpec
+from sda_core.tracker import Value
 from sda_core.training import (
     Group,
+    LocalProgress,
+    MainRank,
+    NonzeroRank,
+    ProgressReporter,
+    RemoteProgress,
     Trainer,
     anomaly_hunt,
     arithmetic_rules,
     check_settings,
     reset_peak_memory,
+    run_with_progress,
 )
 
 #: What later stages have left in a run directory, which workers do not need.
@@ -227,7 +229,7 @@ def _run_main_rank(
         model = new_model(run, store.spec)
         trainer = _new_trainer(run, model, settings, group)
         reset_peak_memory(trainer.device)
-        main = MainRank(run, trainer, model, depends, progress)
+        main = MainRank(run, trainer, depends, progress, partial(_sample, run, model))
         if start is not None:
             trainer.load_state_dict(*start)
         with (
@@ -241,7 +243,7 @@ def _run_main_rank(
                     main.train()
                 else:
                     progress.say(f"the training has ended after epoch {trainer.epoch}: {ended}")
-                trained = main.finished(results)
+                trained = _trained(run, main, model, results)
                 trained.save(run.model)
             finally:
                 _draw(run)
@@ -303,6 +305,46 @@ def _new_trainer(run: Run, model: TrainedModel, settings: Any, group: Group) -> 
     train, valid = data
     assert train is not None  # since it was looked for
     return Trainer(model.denoiser, train, valid, settings, run.train_seed, group)
+
+
+def _sample(run: Run, model: TrainedModel, denoiser: WindowDenoiser) -> dict[str, Value]:
+    """Diagnostics of unconditional samples that a denoiser gives."""
+    experiment = run.experiment
+    config, sampler = experiment.sample, experiment.sampler
+    assert config is not None  # since it was asked for at the start
+    assert sampler is not None
+    model = attrs.evolve(model, denoiser=denoiser)
+    x = EnsembleSampler(
+        model,
+        sampler,
+        (config.members, config.length, *model.spec.state_shape),
+        stream(experiment.seed, SAMPLE),
+        memory=getattr(experiment.method, "memory", None),
+    ).sample()
+    return run.diagnostics("training-samples", model=model, samples=x)
+
+
+def _trained(
+    run: Run, main: MainRank, model: TrainedModel, results: dict[str, Any]
+) -> TrainedModel:
+    """The trained model; what is recorded of the training is added to the results."""
+    trainer, valid_loss = main.trainer, main.finish()
+    results |= {"steps": trainer.step, "valid_loss": valid_loss}
+    trained = attrs.evolve(
+        model,
+        denoiser=trainer.best_denoiser,
+        provenance={
+            "system": unstructure(run.experiment.system, manager=run.manager),
+            "train": unstructure(run.experiment.train, manager=run.manager),
+            "data_id": main.depends["data_id"],
+            "seed": run.train_seed,
+            "steps": trainer.step,
+            "valid_loss": valid_loss,
+            "versions": run.versions(),
+        },
+    )
+    results |= run.result_numbers("train", model=trained)
+    return trained
 
 
 def _draw(run: Run) -> None:

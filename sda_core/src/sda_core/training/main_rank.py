@@ -1,4 +1,4 @@
-"""A training with what belongs to it besides steps: records, checkpoints, guards, and its end."""
+"""A training on rank 0, with records, checkpoints, roll-backs and its end."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import attrs
 
-from sda_core.config import unstructure
+from sda_core.denoiser import WindowDenoiser
 from sda_core.errors import (
     AssimilationError,
     CheckpointError,
@@ -21,66 +21,45 @@ from sda_core.errors import (
     StoppedError,
     TrainingError,
 )
-from sda_core.experiment import Run
 from sda_core.io.files import write_json
-from sda_core.method import EnsembleSampler
-from sda_core.model import TrainedModel
-from sda_core.stages.common import SAMPLE, stream
-from sda_core.stages.watching import ProgressReporter
-from sda_core.training import (
-    EpochMetrics,
-    Event,
-    LossSpike,
-    SkippedBatch,
-    Step,
-    Trainer,
-    memory_in_use,
-)
+from sda_core.plugins import PluginManager
+from sda_core.tracker import Value
+from sda_core.training.checkpoints import CheckpointFolder
+from sda_core.training.events import EpochMetrics, Event, LossSpike, SkippedBatch, Step
+from sda_core.training.memory import memory_in_use
+from sda_core.training.progress import ProgressReporter
+from sda_core.training.trainer import Trainer
 
 #: Seconds between two looks at progress.
 _PROGRESS_INTERVAL = 0.2
 
 
-class NonzeroRank:
-    """A training on a rank other than 0, which rank 0 tells when to save and to end.
+class TrainingRun(Protocol):
+    """What a training needs of the run that it belongs to; hooks are given it as ``run``."""
 
-    It has the same state at each step, so it raises what rank 0 raises.
+    @property
+    def directory(self) -> Path:
+        """Where everything is."""
 
-    Args:
-        trainer: The trainer, in the state to resume from.
-    """
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        """The checkpoints of the training."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    @property
+    def manager(self) -> PluginManager:
+        """Plugins, whose hooks are called."""
 
-    def train(self) -> None:
-        """Train to the end."""
-        with suppress(TrainingError):  # rank 0 raises it, too
-            while not self._events():
-                pass
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Append an event to the metrics."""
 
-    def _events(self) -> bool:
-        """Train until the end, or until it was rolled back; whether it was the end."""
-        trainer = self.trainer
-        for event in trainer.events():
-            if self._handle_failure(event):
-                return False
-            if not isinstance(event, Step | EpochMetrics):
-                continue
-            if event.step % trainer.config.report_every == 0:
-                trainer.report()
-            saves, ends = trainer.group.broadcast()
-            if saves and any(self._handle_failure(late) for late in trainer.flush_events()):
-                return False
-            if ends:
-                return True
-        return True
+    def log_values(self, event: str, epoch: int, step: int, values: Mapping[str, Value]) -> None:
+        """Report numbers, histograms and pictures."""
 
-    def _handle_failure(self, event: Event) -> bool:
-        if isinstance(event, LossSpike):
-            self.trainer.roll_back(*self.trainer.group.broadcast())
-            return True
-        return False
+    def diagnostics(self, stage: str, **context: Any) -> dict[str, Value]:
+        """What plugins add, by name."""
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop the metrics of steps after one."""
 
 
 class MainRank:
@@ -89,22 +68,23 @@ class MainRank:
     Args:
         run: The run.
         trainer: The trainer, in the state to resume from.
-        model: The model that it trains.
         depends: The configuration that a checkpoint belongs to.
         progress: Where progress is reported.
+        sample: Draws samples with a denoiser every ``train.sample_every`` epochs, and gives the
+            values to report.
     """
 
     def __init__(
         self,
-        run: Run,
+        run: TrainingRun,
         trainer: Trainer,
-        model: TrainedModel,
-        depends: dict[str, Any],
+        depends: Mapping[str, Any],
         progress: ProgressReporter,
+        sample: Callable[[WindowDenoiser], Mapping[str, Value]],
     ) -> None:
-        self.run, self.trainer, self.model, self.depends = run, trainer, model, depends
-        self.progress = progress
-        self.settings = run.experiment.train
+        self.run, self.trainer, self.depends = run, trainer, depends
+        self.progress, self.sample = progress, sample
+        self.settings = trainer.config
         self.folder = run.checkpoints
         self._written = self._shown = time.monotonic()
         self._shown_step = trainer.step
@@ -209,25 +189,12 @@ class MainRank:
             return None
         return f"{worse} validations were no better than that of epoch {trainer.best_epoch}"
 
-    def _samples(self) -> dict[str, Any]:
-        """Diagnostics of unconditional samples of the weights of now."""
-        experiment = self.run.experiment
-        config, sampler = experiment.sample, experiment.sampler
-        assert config is not None  # since it was asked for at the start
-        assert sampler is not None
-        model = attrs.evolve(self.model, denoiser=copy.deepcopy(self.trainer.best_denoiser))
+    def _samples(self) -> Mapping[str, Value]:
         try:
-            x = EnsembleSampler(
-                model,
-                sampler,
-                (config.members, config.length, *model.spec.state_shape),
-                stream(experiment.seed, SAMPLE),
-                memory=getattr(experiment.method, "memory", None),
-            ).sample()
+            return self.sample(copy.deepcopy(self.trainer.best_denoiser))
         except AssimilationError as error:
             self.progress.say(f"no samples after epoch {self.trainer.epoch}: {error}")
             return {}
-        return self.run.diagnostics("training-samples", model=model, samples=x)
 
     def _is_due(self, event: Any) -> bool:
         if self.trainer.is_rising:
@@ -298,11 +265,14 @@ class MainRank:
         self._shown, self._shown_step = now, event.step
         report(event.step, "  ".join(_note(trainer, event, steps_per_second)))
 
-    def finished(self, results: dict[str, Any]) -> TrainedModel:
-        """The trained model, and what is recorded of the training."""
-        run, trainer = self.run, self.trainer
+    def finish(self) -> float | None:
+        """Let the denoiser have the weights that are kept, and give their validation loss.
+
+        Raises:
+            TrainingError: The training ended with a loss that is not finite.
+        """
+        trainer = self.trainer
         self._write_history()
-        denoiser = trainer.best_denoiser
         validated = [m.valid_loss for m in trainer.history if m.valid_loss is not None]
         valid_loss = validated[-1] if validated else None
         if self.settings.final == "best" and self._load_best():
@@ -316,22 +286,7 @@ class MainRank:
                 "--detect-anomaly, or take the best weights with train.final = 'best'. "
                 f"{self._last_good()}"
             )
-        results |= {"steps": trainer.step, "valid_loss": valid_loss}
-        trained = attrs.evolve(
-            self.model,
-            denoiser=denoiser,
-            provenance={
-                "system": unstructure(run.experiment.system, manager=run.manager),
-                "train": unstructure(self.settings, manager=run.manager),
-                "data_id": self.depends["data_id"],
-                "seed": run.train_seed,
-                "steps": trainer.step,
-                "valid_loss": valid_loss,
-                "versions": run.versions(),
-            },
-        )
-        results |= run.result_numbers("train", model=trained)
-        return trained
+        return valid_loss
 
     def _load_best(self) -> bool:
         """Take the best weights, if they are there."""
