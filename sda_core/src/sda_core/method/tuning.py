@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import attrs
 import scoringrules
@@ -39,8 +39,9 @@ from sda_core.random import seeded_generator
 
 if TYPE_CHECKING:
     from sda_core.guidance.base import Guidance
-    from sda_core.method.sda import SDA
+    from sda_core.method.base import PriorModel
     from sda_core.observation.base import ObservationModel
+    from sda_core.sampler.base import Sampler
 
 #: Shares that observations are dealt into.
 SHARES = 5
@@ -52,6 +53,30 @@ MEMBERS = 16
 BISECTIONS = 3
 #: A prediction has run away where it is this many standard deviations of the prior's off its mean.
 FAR = 10.0
+
+
+class GuidedMethod(Protocol):
+    """What is needed of a method whose guidance is tuned."""
+
+    @property
+    def model(self) -> PriorModel | None:
+        """The model of the prior."""
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """The sampler."""
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """The guidance."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Members at once."""
+
+    @property
+    def memory(self) -> float | None:
+        """Budget in GiB."""
 
 
 @attrs.frozen
@@ -69,7 +94,9 @@ class Trial:
     crps: float
 
 
-def tune_strength(method: SDA, problem: Problem, seed: int, execution: Execution) -> Guidance:
+def tune_strength(
+    method: GuidedMethod, problem: Problem, seed: int, execution: Execution
+) -> Guidance:
     """The guidance of a method, of a strength that suits the problem where it is "auto".
 
     Args:
@@ -111,7 +138,7 @@ def _with_strength(guidance: Any, strength: Strength, value: float) -> Guidance:
 
 
 def _find(
-    method: SDA, problem: Problem, seed: int, execution: Execution, strength: Strength
+    method: GuidedMethod, problem: Problem, seed: int, execution: Execution, strength: Strength
 ) -> dict[str, Any]:
     """What is chosen and all that was tried, as JSON can hold it."""
     assert method.model is not None  # since the method was complete

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
@@ -25,14 +25,28 @@ if TYPE_CHECKING:
     import typer
     from torch import Tensor
 
-    from sda_core.figures import Picture
-    from sda_core.method import Problem
-    from sda_core.plugins import Component, Preset
-    from sda_core.tracker import Value
+    from sda_core.plugins.records import Component, Preset
 
 #: (major, minor). Plugins state the major version they were made for; a new minor version only
 #: adds hooks or arguments.
 INTERFACE_VERSION = (1, 4)
+
+
+class Observed(Protocol):
+    """What hooks know of a :class:`sda_core.method.Problem`."""
+
+    @property
+    def system(self) -> Any:
+        """The system, which says whose problem it is."""
+
+    @property
+    def y(self) -> Tensor:
+        """The observation."""
+
+    @property
+    def truth(self) -> Tensor | None:
+        """The trajectory that was observed, if known."""
+
 
 hookspec = pluggy.HookspecMarker("sda")
 hookimpl = pluggy.HookimplMarker("sda")
@@ -64,7 +78,7 @@ def sda_epoch_ended(run: Any, metrics: Mapping[str, float]) -> None:
 
 
 @hookspec
-def sda_metrics_logged(run: Any, step: int, values: Mapping[str, Value]) -> None:
+def sda_metrics_logged(run: Any, step: int, values: Mapping[str, Any]) -> None:
     """Called with what is reported of a training: numbers, histograms and pictures, by name.
 
     As ``"report/<name>"`` every ``train.report_every`` steps, and as ``"epoch/<name>"`` after each
@@ -105,7 +119,7 @@ def sda_run_finished(run: Any, summary: Mapping[str, Any]) -> None:
 @hookspec
 def sda_diagnostics(  # type: ignore[empty-body]
     run: Any, stage: str, context: Mapping[str, Any]
-) -> Mapping[str, Value]:
+) -> Mapping[str, Any]:
     r"""Give extra numbers, histograms or pictures, by name, to be recorded.
 
     ======================  ==========================  ===============================
@@ -134,7 +148,7 @@ def sda_diagnostics(  # type: ignore[empty-body]
 
 
 @hookspec
-def sda_scores(problem: Problem, ensemble: Tensor) -> Mapping[str, float]:  # type: ignore[empty-body]
+def sda_scores(problem: Observed, ensemble: Tensor) -> Mapping[str, float]:  # type: ignore[empty-body]
     r"""Give extra scores of an ensemble, by name, for ``metrics.json`` and the report.
 
     Called for the posterior and for every ensemble that it is compared with.
@@ -147,9 +161,9 @@ def sda_scores(problem: Problem, ensemble: Tensor) -> Mapping[str, float]:  # ty
 
 @hookspec
 def sda_figures(  # type: ignore[empty-body]
-    run: Any, problem: Problem, ensembles: Mapping[str, Tensor]
-) -> Iterable[Picture]:
-    r"""Give extra pictures for ``figures/`` and the report.
+    run: Any, problem: Observed, ensembles: Mapping[str, Tensor]
+) -> Iterable[Any]:
+    r"""Give extra pictures (:class:`sda_core.figures.Picture`) for ``figures/`` and the report.
 
     Args:
         run: The run.

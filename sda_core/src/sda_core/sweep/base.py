@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 from sda_core.io.progress import ProgressOption
-
-if TYPE_CHECKING:
-    from sda_core.experiment import Experiment
 
 
 class Sweep(ABC):
@@ -20,7 +17,7 @@ class Sweep(ABC):
     @abstractmethod
     def run(
         self,
-        experiment: Experiment,
+        experiment: Any,
         directory: str | Path,
         *,
         resume: bool = False,
@@ -29,10 +26,9 @@ class Sweep(ABC):
         """Do the trials.
 
         Args:
-            experiment: The experiment; its ``cluster`` says where, and its ``sweep`` is this one.
+            experiment: The :class:`sda_core.experiment.Experiment`; its ``cluster`` says where, and its ``sweep`` is this one.
             directory: The directory of the study; each trial has a run directory of its own in it.
-            resume: Whether there must be a study in the directory to go on with. No finished trial
-                is repeated.
+            resume: Whether to resume the study in the directory. No finished trial is repeated.
             progress: What to show.
 
         Returns:
@@ -41,5 +37,5 @@ class Sweep(ABC):
         Raises:
             ConfigError: The sweep asks for what cannot be; said before anything is started.
             SweepError: There is another study in the directory, or all trials failed.
-            StoppedError: Ctrl-C or SIGTERM; the study can be gone on with.
+            StoppedError: Ctrl-C or SIGTERM; the study can be resumed.
         """
