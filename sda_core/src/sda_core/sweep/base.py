@@ -26,7 +26,8 @@ class Sweep(ABC):
         """Do the trials.
 
         Args:
-            experiment: The :class:`sda_core.experiment.Experiment`; its ``cluster`` says where, and its ``sweep`` is this one.
+            experiment: The :class:`sda_core.experiment.Experiment`; its ``cluster`` says where, and
+                its ``sweep`` is this one.
             directory: The directory of the study; each trial has a run directory of its own in it.
             resume: Whether to resume the study in the directory. No finished trial is repeated.
             progress: What to show.
