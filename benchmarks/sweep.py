@@ -27,7 +27,7 @@ from rich.table import Table
 
 from sda_core import load_experiment, simulate
 from sda_ray.cluster import _on_loopback
-from sda_ray.study import Study
+from sda_ray.tune.study import Study
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as for trials, which have one CPU each
 app = typer.Typer(help=__doc__)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -28,16 +27,6 @@ from sda_ray.cluster import Ray, _on_loopback
 from ..core import cluster_runs, cluster_work, data_systems
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Ray]:
-    """A cluster of two CPUs, which all tests of this file share."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))  # workers import the work of these tests
-        cluster = Ray(cpus=2)
-        with cluster.connected():
-            yield cluster
 
 
 def _pid(mark: Path) -> int:

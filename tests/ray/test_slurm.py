@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_sweep import PATIENCE, TINY
+from .test_sweep import PATIENCE, TINY, record
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "cluster" / "slurm.sbatch"
 
@@ -120,7 +119,7 @@ def test_a_sweep_runs_on_all_nodes_and_stops_before_the_time_is_up(
         "sweep.space={ 'train.learning_rate' = { log_range = [1e-4, 1e-1] } }",
     ]
     sets = [option for change in changes for option in ("--set", change)]
-    log, study = tmp_path / "job.log", tmp_path / "study" / "study.json"
+    log, study = tmp_path / "job.log", tmp_path / "study"
     with log.open("w") as file:
         job = subprocess.Popen(
             [
@@ -142,8 +141,8 @@ def test_a_sweep_runs_on_all_nodes_and_stops_before_the_time_is_up(
 
     def two_trials_train() -> bool:
         assert job.poll() is None, log.read_text()
-        trials = json.loads(study.read_text())["trials"] if study.exists() else []
-        return sum(trial["state"] == "running" and len(trial["curve"]) > 0 for trial in trials) == 2
+        trials = [record(study, number) for number in range(3)]
+        return sum(trial.state == "running" and len(trial.curve) > 0 for trial in trials) == 2
 
     assert _until(two_trials_train), log.read_text()  # one on each node, which has one CPU
     assert temporary.is_dir()
@@ -151,7 +150,7 @@ def test_a_sweep_runs_on_all_nodes_and_stops_before_the_time_is_up(
     assert job.wait(PATIENCE) == 130, log.read_text()
     text = log.read_text()
     assert "2 nodes, 2 CPUs, 0 GPUs" in text
-    assert "the same command with --resume goes on" in text
+    assert "pass --resume to continue it" in text
     assert Path(slurm["SDA_TEST_STEPS"]).read_text().split() == ["here", "there"]
     assert len(list((tmp_path / "study" / "trials").glob("*/checkpoints/*"))) >= 2
     assert _until(lambda: not _of_job(slurm["SLURM_JOB_ID"]))

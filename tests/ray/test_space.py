@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,9 +12,9 @@ from sda_core.config import structure, unstructure
 from sda_core.errors import ConfigError
 from sda_core.experiment import Experiment, load_experiment
 from sda_core.sweep import Sweep
-from sda_ray.ledger import Ledger
-from sda_ray.space import Space
-from sda_ray.sweep import RayTune, table_of
+from sda_ray.tune.config import RayTune
+from sda_ray.tune.preflight import table_of
+from sda_ray.tune.search_space import Space
 
 SPACE = """
 train.learning_rate = { log_range = [1e-4, 1e-2] }
@@ -102,6 +100,26 @@ def test_choices_may_be_lists_and_tables(quick: dict) -> None:
     assert structure(Experiment, found.apply(quick, values))
 
 
+def test_entries_of_lists_are_paths(quick: dict) -> None:
+    found = space('"data.fractions.1" = { range = [0.05, 0.1], step = 0.05 }')
+    changed = found.apply(quick, {"data.fractions.1": 0.05})
+    assert changed["data"]["fractions"][1] == 0.05
+    assert quick["data"]["fractions"][1] != 0.05
+    nested = {"trackers": [{"name": "wandb"}]}
+    varied = space('"trackers.0.project" = { choice = ["a", "b"] }')
+    changed = varied.apply(nested, {"trackers.0.project": "b"})
+    assert changed == {"trackers": [{"name": "wandb", "project": "b"}]}
+
+
+def test_a_range_with_a_step_has_so_many_values() -> None:
+    found = space("a = { range = [0.1, 0.5], step = 0.1 }")
+    values = (0.1, 0.2, 0.3, 0.4, 0.5)
+    assert [each["a"] for each in found.grid()] == list(values)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = {round(found.suggest(study.ask())["a"], 9) for _ in range(40)}
+    assert drawn == set(values)
+
+
 def test_the_grid_has_each_combination_that_exists_once() -> None:
     found = space("""
         kernel.name = { choice = ["mlp", "transformer"] }
@@ -122,7 +140,9 @@ def test_the_grid_has_each_combination_that_exists_once() -> None:
         ("a.b = { range = [0, 1], choice = [1] }", "space.a.b: has range and choice, but needs"),
         ("a.b = { step = 2 }", "space.a.b.step: got 2, allowed: a table"),
         ("a.b = { range = [0, 1], whe = 3 }", r"space.a.b.whe: unknown key, did you mean 'when'"),
-        ("a.b = { range = [0, 1], step = 3 }", "space.a.b.step: unknown key, allowed: range, when"),
+        ("a.b = { range = [0, 1], step = 0.3 }", "space.a.b.step: got 0.3, .* divides 1 - 0"),
+        ("a.b = { range = [0, 1], step = 0 }", "space.a.b.step: got 0, allowed: a number"),
+        ("a.b = { choice = [0, 1], step = 1 }", "space.a.b.step: unknown key, allowed: choice"),
         ("a.b = { range = 3 }", "space.a.b.range: got 3, allowed: a list, as range = "),
         ("a.b = { range = [1, 1] }", r"space.a.b.range: got \[1, 1\], allowed: two numbers"),
         ("a.b = { range = [0, inf] }", "space.a.b.range: got .* allowed: two numbers"),
@@ -142,7 +162,7 @@ def test_the_grid_has_each_combination_that_exists_once() -> None:
         ),
         (
             'k.y = { range = [0, 1] }\nk.x = { range = [0, 1], when = { "k.y" = 0.5 } }',
-            "space.k.x.when.k.y: k.y is a range; only a choice or integers",
+            "space.k.x.when.k.y: k.y is a range; only a choice, integers",
         ),
         (
             'a = { choice = [1], when = { "b" = 1 } }\nb = { choice = [1], when = { "a" = 1 } }',
@@ -168,6 +188,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ('kernel.name = { choice = ["mpl"] }', "space: kernel.name: no kernel 'mpl'"),
         ("kernel.depth = { integers = [2, 6] }", "space: kernel.depth: unknown key"),
         ("title.x = { range = [0, 1] }", "space: title is .*, not a table"),
+        ("data.fractions.3 = { range = [0, 1] }", "space: data.fractions.3: got '3', allowed"),
     ],
 )
 def test_what_does_not_fit_the_experiment(quick: dict, text: str, message: str) -> None:
@@ -259,6 +280,12 @@ def test_what_a_sweep_refuses(text: str, settings: dict, changes: list, message:
         asked.check(load_experiment("lorenz63-quick", changes))
 
 
+def test_any_metric_that_a_training_may_report_is_accepted() -> None:
+    sweep(RATE, metric="rmse/x").check(load_experiment("lorenz63-quick"))
+    with pytest.raises(ConfigError, match=r"'posterior/crps' .* set sweep.evaluate"):
+        sweep(RATE, metric="posterior/crps").check(load_experiment("lorenz63-quick"))
+
+
 def test_a_grid_of_a_range_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"space.train.learning_rate: search = 'grid' tries all"):
         sweep(RATE, search="grid")
@@ -278,124 +305,3 @@ def test_cma_es_needs_numbers(text: str, there: str, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match=f"space: search = 'cma-es' goes by two .* is {there}"):
         sweep(text, search="cma-es")
     sweep(f"{RATE}\ntrain.batch_size = {{ integers = [4, 8] }}", search="cma-es")
-
-
-def ledger(folder: Path, text: str = SPACE, **settings: Any) -> Ledger:
-    return Ledger(folder, sweep(text, **settings), space(text))
-
-
-def test_a_ledger_gives_unfinished_trials_first_and_the_same_again(tmp_path: Path) -> None:
-    first = ledger(tmp_path, trials=4, search="random")
-    trials = [first.start() for _ in range(3)]
-    first.report(0, 1, 0.5)
-    first.report(0, 2, 0.75)
-    (first.path(0) / "result.json").write_text('{"state": "finished", "metrics": {"mse/x": 1.0}}')
-    first.end(0)
-    first.report(1, 1, 0.25)
-    first.leave()
-    assert [t.state for t in first.trials.values()] == ["finished", "stopped", "stopped"]
-    assert first.trials[0].value == 0.5  # the best of its curve
-
-    again = ledger(tmp_path, trials=5, search="random")
-    assert [t.number for t in again.earlier] == [0]
-    started = [again.start() for _ in range(5)]
-    assert [t.number if t else None for t in started] == [1, 2, 3, 4, None]
-    for before, now in zip(trials[1:], started[:2], strict=True):
-        assert before is not None
-        assert now is not None
-        assert before.parameters == now.parameters
-    assert again.trials[1].curve == ((1, 0.25),)
-    again.report(1, 1, 0.25)  # as a trial that goes on does
-    again.report(1, 2, 0.125)
-    again.end(1)
-    again.end(2, "its process was lost")
-    again.end(2, "and again")
-    assert again.trials[1].state == "pruned"
-    assert again.trials[2].cause == "its process was lost"
-    states = [t.state.name for t in again.optuna.get_trials()]
-    assert states == ["COMPLETE", "PRUNED", "FAIL", "RUNNING", "RUNNING"]
-    assert again.optuna.get_trials()[1].intermediate_values == {1: 0.25, 2: 0.125}
-
-
-def test_a_trial_that_ended_unseen_or_lost_its_record(tmp_path: Path) -> None:
-    first = ledger(tmp_path, trials=3, search="random")
-    for number in range(3):
-        first.start()
-        first.report(number, 1, 0.5)
-    for number in (0, 1):
-        (first.path(number) / "result.json").write_text('{"state": "finished", "metrics": {}}')
-    first.end(0)  # and then the driver is killed
-    (first.path(0) / "trial.json").unlink()
-    (first.path(2) / "trial.json").write_text('{"number"')
-    with pytest.warns(UserWarning, match=r"trial.json cannot be read .* done again"):
-        again = ledger(tmp_path, trials=3, search="random")
-    assert [t.number for t in again.earlier] == [1]  # its result was there
-    assert again.optuna.get_trials()[1].state.name == "COMPLETE"
-    repeated = again.start()
-    assert repeated is not None
-    assert (repeated.number, repeated.parameters) == (0, first.trials[0].parameters)
-    assert not (again.path(0) / "result.json").exists()
-
-
-@pytest.mark.parametrize("stage", ["train", "assimilate"])
-def test_what_a_trial_reported_while_nobody_listened(tmp_path: Path, stage: str) -> None:
-    """The command was killed, and the trial came to its end on another machine."""
-    metric = "valid_loss" if stage == "train" else "crps"
-    first = ledger(tmp_path, trials=1, stage=stage, metric=metric)
-    first.start()
-    first.report(0, 1, 0.5, seconds=2.0)
-    path = first.path(0)
-    history = {"epoch": [1, 2, 3, 4], "valid_loss": [0.5, None, 0.25, 0.75]}
-    (path / "history.json").write_text(json.dumps(history))
-    (path / "sets.json").write_text('[{"crps": 0.5}, {"crps": 0.25}]')
-    result = {"state": "finished"} | ({} if stage == "train" else {"value": 0.375})
-    (path / "result.json").write_text(json.dumps(result))
-    trial = ledger(tmp_path, trials=1, stage=stage, metric=metric).trials[0]
-    assert trial.state == "finished"
-    assert trial.seconds == 2.0
-    if stage == "train":
-        assert (trial.value, trial.epochs) == (0.25, 4)
-        assert trial.curve == ((1, 0.5), (3, 0.25), (4, 0.75))
-    else:
-        assert (trial.value, trial.curve) == (0.375, ((1, 0.5), (2, 0.375)))
-
-
-def test_a_finished_trial_without_a_value_has_failed(tmp_path: Path) -> None:
-    found = ledger(tmp_path, trials=1)
-    found.start()
-    (found.path(0) / "result.json").write_text('{"state": "finished", "metrics": {}}')
-    found.end(0)
-    assert (found.trials[0].state, found.trials[0].cause) == (
-        "failed",
-        "no valid_loss was reported",
-    )
-
-
-@pytest.mark.parametrize("search", ["random", "tpe"])
-def test_searches_are_seeded(tmp_path: Path, search: str) -> None:
-    def found(folder: str, seed: int) -> list[Any]:
-        (tmp_path / folder).mkdir()
-        made = ledger(tmp_path / folder, trials=4, search=search, startup_trials=2, seed=seed)
-        parameters = []
-        for number in range(4):
-            trial = made.start()
-            assert trial is not None
-            parameters.append(trial.parameters)
-            made.report(number, 1, trial.parameters["train.learning_rate"])
-            (made.path(number) / "result.json").write_text('{"state": "finished"}')
-            made.end(number)
-        return parameters
-
-    one, same, other = found("a", 0), found("b", 0), found("c", 1)
-    assert one == same
-    assert one != other
-
-
-def test_a_grid_is_walked_through_over_several_calls(tmp_path: Path) -> None:
-    text = "sampler.steps = { choice = [8, 16, 32] }"
-    first = ledger(tmp_path, text, trials=100, search="grid")
-    assert first.planned == 3
-    assert first.start()
-    again = ledger(tmp_path, text, trials=100, search="grid")
-    found = [again.start() for _ in range(4)]
-    assert [t and t.parameters["sampler.steps"] for t in found] == [8, 16, 32, None]

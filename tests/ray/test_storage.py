@@ -22,11 +22,12 @@ import ray
 from sda_core.config import dump_toml, unstructure
 from sda_core.errors import SweepError
 from sda_core.experiment import Experiment, load_experiment
-from sda_ray import conduct, scratch
+from sda_ray import cache
 from sda_ray.cluster import _on_loopback
-from sda_ray.mirror import Mirror
-from sda_ray.study import Study
-from sda_ray.work import Job
+from sda_ray.storage import download, newest, upload
+from sda_ray.tune import context, inputs, tuner
+from sda_ray.tune.context import TrialContext
+from sda_ray.tune.study import Study
 
 from .test_sweep import (
     INFER,
@@ -68,23 +69,17 @@ def nodes() -> Iterator[Any]:
 
 
 @pytest.fixture(autouse=True)
-def nobody_knows_where_the_study_is(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def nobody_knows_where_the_study_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is sent to a machine of the cluster has the path of the study."""
-    do_trials, make_reference = conduct.do_trials, conduct.make_reference
+    for_workers = tuner.for_workers
 
-    def checked(job: Any, *rest: Any) -> Any:
-        assert job.storage is None or str(tmp_path / "study").encode() not in pickle.dumps(job)
-        return do_trials(job, *rest)
+    def checked(job: TrialContext) -> TrialContext:
+        sent = for_workers(job)
+        assert job.storage is None or str(tmp_path / "study").encode() not in pickle.dumps(sent)
+        return sent
 
-    def partial(work: Any, job: Any) -> Any:
-        assert work is make_reference
-        assert job.storage is None or str(tmp_path / "study").encode() not in pickle.dumps(job)
-        return lambda number: work(job, number)
-
-    monkeypatch.setattr(conduct, "do_trials", checked)
-    monkeypatch.setattr(conduct, "partial", partial)
+    for module in (tuner, inputs):
+        monkeypatch.setattr(module, "for_workers", checked)
 
 
 def away(nodes: Any, tmp_path: Path, *overrides: str) -> Experiment:
@@ -94,7 +89,7 @@ def away(nodes: Any, tmp_path: Path, *overrides: str) -> Experiment:
 
 def homes(tmp_path: Path) -> Path:
     """Where machines work for the study."""
-    return scratch._home(f"file://{tmp_path}/far/study")
+    return cache._cache_root(f"file://{tmp_path}/far/study")
 
 
 def files(directory: Path) -> set[str]:
@@ -109,11 +104,16 @@ def worker_of(tmp_path: Path, number: int) -> int:
     return int(lock.read_text().split()[1])
 
 
+def stored(tmp_path: Path, number: int) -> str:
+    """Where the uploads of a trial are."""
+    return f"file://{tmp_path}/far/study/trials/{number:05d}"
+
+
 def stored_step(tmp_path: Path, number: int) -> int:
     """The step of the newest checkpoint that was uploaded."""
-    folder = tmp_path / "far" / "study" / "trials" / f"{number:05d}" / "checkpoints"
-    steps = (int(path.name.split(".")[0][5:]) for path in folder.glob("step-*"))
-    return max(steps, default=0)
+    folder = tmp_path / "far" / "study" / "trials" / f"{number:05d}"
+    found = folder.glob("*/checkpoints/step-*") if newest(stored(tmp_path, number)) else ()
+    return max((int(path.name.split(".")[0][5:]) for path in found), default=0)
 
 
 def test_a_place_that_is_taken(tmp_path: Path) -> None:
@@ -129,75 +129,79 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """A machine that is in no cluster, and the plugins that are registered on it."""
     plugins: list[Any] = []
     manager = SimpleNamespace(register=lambda plugin, name: plugins.append(plugin))
-    context = SimpleNamespace(get_node_id=lambda: "0123456789abcdef")
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(scratch, "default_manager", lambda: manager)
+    node = SimpleNamespace(get_node_id=lambda: "0123456789abcdef")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: node)
+    monkeypatch.setattr(context, "default_manager", lambda: manager)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     return plugins
 
 
+def job_in(storage: str | None, directory: str = "") -> TrialContext:
+    return TrialContext(
+        directory=directory, table={}, space={}, stage="train", metric="", storage=storage
+    )
+
+
 def test_a_trial_works_elsewhere(alone: list[Any], tmp_path: Path) -> None:
-    far = Mirror(f"file://{tmp_path}/far/study")
+    far = f"file://{tmp_path}/far/study"
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.h5").write_text("states")
-    (far / "data").push(tmp_path / "data")
-    job = Job(directory="", table={}, space={}, stage="train", metric="", storage=far.url)
-    here = scratch.begin(job, 3)
-    folder = here.trial(3)
-    assert str(folder).startswith(str(tmp_path / "tmp"))
-    assert here.model is None
-    folder.mkdir(parents=True)
-    here.link_data(3)
-    assert (folder / "data" / "train.h5").read_text() == "states"
-    (folder / "history.json").write_text("[1]")
-    (uploader,) = alone
-    uploader.sda_checkpoint_written()
-    (folder / "history.json").write_text("[1, 2]")
-    (folder / "result.json").write_text("{}")
-    scratch.upload(here, 3)
-    # Another process goes on with it, where a killed one has left other things.
+    upload(tmp_path / "data", f"{far}/data")
+    job = job_in(far)
+    with job.opened(3) as here:
+        folder = here.trial(3)
+        assert str(folder).startswith(str(tmp_path / "tmp"))
+        assert here.model is None
+        assert (folder / "data" / "train.h5").read_text() == "states"
+        (folder / "history.json").write_text("[1]")
+        (uploader,) = alone
+        uploader.sda_checkpoint_written()
+        (folder / "history.json").write_text("[1, 2]")
+    assert not folder.exists()
+    # Another process resumes it, where a killed one has left other things.
+    folder.mkdir()
     (folder / "history.json").write_text("[1, 2, 3]")
     (folder / "left").touch()
-    assert scratch.begin(job, 3) == here
-    assert files(folder) == {"history.json"}  # the result was of the time before
-    assert (folder / "history.json").read_text() == "[1, 2]"
-    (far / "trials/00003").pull(tmp_path / "there")
+    with job.opened(3) as here:
+        assert files(folder) == {"history.json", "data"}
+        assert (folder / "history.json").read_text() == "[1]"
+    download(f"{far}/trials/00003", tmp_path / "there")
     assert files(tmp_path / "there") == {"history.json"}
-    scratch.leave(here, 3)
-    assert not folder.exists()
     assert (Path(here.directory) / "data" / "train.h5").is_file()  # for the next trial
 
 
 def test_a_failed_upload_ends_no_training(
     alone: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = Job(
-        directory="", table={}, space={}, stage="train", metric="", storage=f"file://{tmp_path}/far"
-    )
-    here = scratch.begin(job, 0)
-    here.trial(0).mkdir(parents=True)
-    (here.trial(0) / "history.json").write_text("[1]")
+    from fsspec.implementations.local import LocalFileSystem
 
     def fail(self: Any, *args: Any) -> None:
         raise ConnectionResetError("the cable")
 
-    (uploader,) = alone
-    with monkeypatch.context() as patch:
-        patch.setattr(type(Mirror(here.storage or "").file_system), "put", fail)
-        with pytest.warns(UserWarning, match="cannot be given a copy of.*the cable"):
-            uploader.sda_checkpoint_written()
-    uploader.sda_checkpoint_written()
-    assert Mirror(f"{here.storage}/trials/00000").pull(tmp_path / "there")
+    far = f"file://{tmp_path}/far"
+    with job_in(far).opened(0) as here:
+        (here.trial(0) / "history.json").write_text("[1]")
+        (uploader,) = alone
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalFileSystem, "put_file", fail)
+            with pytest.warns(UserWarning, match="cannot be given a copy of.*the cable"):
+                uploader.sda_checkpoint_written()
+        uploader.sda_checkpoint_written()
+    assert download(f"{far}/trials/00000", tmp_path / "there")
 
 
-def test_where_the_directory_is_shared_nothing_is_done(alone: list[Any], tmp_path: Path) -> None:
-    job = Job(directory=str(tmp_path), table={}, space={}, stage="train", metric="")
-    job.trial(0).mkdir(parents=True)
-    assert scratch.begin(job, 0) is job
-    scratch.upload(job, 0)
-    scratch.leave(job, 0)
+def test_where_the_directory_is_shared_nothing_is_uploaded(
+    alone: list[Any], tmp_path: Path
+) -> None:
+    job = job_in(None, str(tmp_path))
+    with job.opened(0) as here:
+        assert here is job
+        here.upload(0)
+        assert not here.download(0)
     assert not alone
     assert job.trial(0).is_dir()
+    with pytest.raises(SweepError, match="none is not there for a worker of the cluster"):
+        job_in(None, str(tmp_path / "none")).opened(0).__enter__()
 
 
 @pytest.mark.slow
@@ -219,14 +223,15 @@ def test_the_directory_is_as_if_it_were_shared(nodes: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_pruned_trials_are_fetched_whole(nodes: Any, tmp_path: Path) -> None:
+def test_pruned_trials_are_fetched(nodes: Any, tmp_path: Path) -> None:
     study = run(away(nodes, tmp_path, *TRAIN, SPACE), tmp_path / "study")
     assert set(study.counts) == {"finished", "pruned"}
     for trial in study.trials:
         folder = tmp_path / "study" / trial.directory
-        assert (folder / "model" / "model.json").is_file()
-        assert (folder / "figures" / "learning-curve.png").is_file()
-        assert trial.epochs in epochs(tmp_path / "study", trial)
+        if trial.state == "finished":
+            assert (folder / "model" / "model.json").is_file()
+            assert (folder / "figures" / "learning-curve.png").is_file()
+            assert trial.epochs in epochs(tmp_path / "study", trial)
 
 
 @pytest.mark.slow
@@ -248,7 +253,7 @@ def test_a_lost_worker_goes_on_from_what_was_uploaded(nodes: Any, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_killed_driver_is_gone_on_with(nodes: Any, tmp_path: Path) -> None:
+def test_a_killed_driver_is_resumed(nodes: Any, tmp_path: Path) -> None:
     directory, path = tmp_path / "study", tmp_path / "long.toml"
     dump_toml(unstructure(away(nodes, tmp_path, *LONG, "train.epochs=120")), path)
     command = [sys.executable, "-m", "sda_core", "sweep", str(path), "--dir", str(directory)]
@@ -259,12 +264,12 @@ def test_a_killed_driver_is_gone_on_with(nodes: Any, tmp_path: Path) -> None:
     finally:
         driver.kill()
         driver.wait()
-    assert record(directory, 0)["state"] == "finished"
+    assert record(directory, 0).state == "finished"
     assert (directory / "trials" / "00000" / "model" / "model.json").is_file()
-    assert files(directory / "trials" / "00001") == {"trial.json"}
-    finished = (directory / "trials" / "00000" / "trial.json").stat().st_mtime_ns
+    assert not (directory / "trials" / "00001").exists()
+    finished = record(directory, 0)
     uploaded = tmp_path / "uploaded"
-    Mirror(f"file://{tmp_path}/far/study/trials/00001").pull(uploaded)
+    download(stored(tmp_path, 1), uploaded)
     # What machines had is lost with them, but for what was uploaded.
     wait_for(lambda: not Path(f"/proc/{worker_of(tmp_path, 1)}").exists())
     for home in homes(tmp_path).iterdir():
@@ -272,7 +277,7 @@ def test_a_killed_driver_is_gone_on_with(nodes: Any, tmp_path: Path) -> None:
     subprocess.run([*command, "--resume"], check=True, timeout=PATIENCE, env=ON_LOOPBACK)
     study = Study.load(directory)
     assert study.counts == {"finished": 3}
-    assert (directory / "trials" / "00000" / "trial.json").stat().st_mtime_ns == finished
+    assert study.trials[0] == finished
     for trial in study.trials:
         assert epochs(directory, trial) == list(range(1, 121))
     # It went on from its checkpoint, and did not start anew: the same steps were as fast.
@@ -291,7 +296,7 @@ def test_ctrl_c_fetches_what_was_done(nodes: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sda_core", "sweep", str(path), "--dir", str(directory)]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ON_LOOPBACK)
     try:
-        wait_for(lambda: len(record(directory, 0)["curve"]) > 10)
+        wait_for(lambda: len(record(directory, 0).curve) > 10)
         driver.send_signal(signal.SIGINT)
         _, said = driver.communicate(timeout=PATIENCE)
     finally:
@@ -352,9 +357,6 @@ def test_a_study_that_was_begun_with_a_shared_directory(nodes: Any, tmp_path: Pa
     done = json.loads(history.read_text())["steps_per_second"]
     study = run(away(nodes, tmp_path, *LONG, *budget), tmp_path / "study", resume=True)
     assert json.loads(history.read_text())["steps_per_second"][: len(done)] == done
-    manifest = (Mirror(f"file://{tmp_path}/far/study/trials/00000") / "manifest.json").text()
-    assert "history.json" in str(manifest)
-    assert "trial.json" not in str(manifest)
     assert (study.trials[0].epochs or 0) > (before.epochs or 0)
 
 

@@ -1,276 +1,329 @@
-"""What a sweep leaves for people to read."""
+"""The study of a sweep: its record, what is tried next, and what people read of it."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
-import attrs
 import numpy as np
+import optuna
 import pytest
-from matplotlib.figure import Figure
 
+from sda_core.config import structure
 from sda_core.errors import SweepError
-from sda_ray import figures
-from sda_ray.importance import importance
-from sda_ray.parameters import parameters_of
-from sda_ray.study import Study, Trial
-from sda_ray.summary import write_summary
+from sda_core.sweep import Sweep
+from sda_ray.tune.config import RayTune
+from sda_ray.tune.importance import importance
+from sda_ray.tune.report import write_report
+from sda_ray.tune.searcher import Suggestions
+from sda_ray.tune.study import Study, TrialRecord
 
-SPACE: dict[str, Any] = {
-    "train.learning_rate": {"log_range": [1e-4, 1e-2]},
-    "kernel.name": {"choice": ["mlp", "transformer"]},
-    "kernel.depth": {"integers": [2, 6], "when": {"kernel.name": "mlp"}},
-    "guidance.gamma": {"range": [0.001, 0.1]},
-}
+SPACE = """
+train.learning_rate = { log_range = [1e-4, 1e-2] }
+kernel.name = { choice = ["mlp", "transformer"] }
+kernel.depth = { integers = [2, 6], when = { "kernel.name" = "mlp" } }
+guidance.gamma = { range = [0.001, 0.1] }
+"""
 CAUSE = "RuntimeError: x|y <b>\nout of memory"
 
 
-def _study(count: int = 20, **changes: Any) -> Study:
+def sweep(text: str = SPACE, **settings: Any) -> RayTune:
+    made = structure(Sweep, {"name": "ray-tune", "space": tomllib.loads(text), **settings})
+    assert isinstance(made, RayTune)
+    return made
+
+
+def create(folder: Path, text: str = SPACE, **settings: Any) -> Suggestions:
+    """The study of a sweep in a folder, which is made or resumed."""
+    asked = sweep(text, **settings)
+    facts = {
+        "title": "Lorenz",
+        "metric": asked.metric,
+        "mode": asked.mode,
+        "stage": asked.stage,
+        "settings": asked.settings,
+        "versions": {"ray": "2.60.0"},
+    }
+    folder.mkdir(exist_ok=True)
+    return Suggestions(Study.create(folder, facts), asked, lambda parameters: 6)
+
+
+def report(study: Study, number: int, epoch: int, value: float, **options: Any) -> None:
+    given = {"seconds": 1.0, "parameters": study[number].parameters, **options}
+    study.report(number, epoch, value, **given)
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The learning rate alone decides; each fourth trial is pruned, and the eighth failed."""
-    random = np.random.default_rng(0)
-    trials = []
-    for i in range(count):
-        rate = float(10 ** random.uniform(-4, -2))
-        given = {"train.learning_rate": rate, "kernel.name": ("mlp", "transformer")[i % 2]}
-        if i % 2 == 0:
-            given["kernel.depth"] = int(random.integers(2, 7))
-        given["guidance.gamma"] = float(random.uniform(0.001, 0.1))
-        value = 0.1 + (math.log10(rate) + 3) ** 2
-        state, epochs = ("pruned", 2) if i % 4 == 3 else ("finished", 6)
-        if i == 8:
+    found = create(tmp_path_factory.mktemp("studies") / "study", search="random", trials=20)
+    study = found.study
+    for number in range(20):
+        trial = found.next()
+        assert trial is not None
+        value = 0.1 + (math.log10(trial.parameters["train.learning_rate"]) + 3) ** 2
+        state, epochs = ("pruned", 2) if number % 4 == 3 else ("finished", 6)
+        if number == 8:
             state, epochs = "failed", 1
-        trials.append(
-            Trial(
-                number=i,
-                state=state,  # type: ignore[arg-type]
-                parameters=given,
-                value=None if state == "failed" else value,
-                metrics={"rmse/x": 2 * value},
-                curve=tuple((e, value + 1 / e) for e in range(1, epochs + 1)),
-                epochs=epochs,
-                planned_epochs=6,
-                directory=f"trials/{i:05d}",
-                cause=CAUSE if state == "failed" else None,
-                seconds=2.0,
-            )
-        )
-    study = Study(
-        title="Lorenz",
-        metric="valid_loss",
-        mode="min",
-        stage="train",
-        settings={"space": SPACE},
-        trials=tuple(trials),
-        seconds=60.0,
-    )
-    return attrs.evolve(study, **changes)
+        for epoch in range(1, epochs + 1):
+            report(study, number, epoch, value + 1 - epoch / 6)
+        outcome = {"metrics": {"rmse/x": 2 * value}, "cause": CAUSE if number == 8 else None}
+        study.end(number, state, outcome)  # type: ignore[arg-type]
+    study.stop(60.0)
+    return study
 
 
-def _with(study: Study, **changes: Any) -> Study:
-    """The same, with all its trials changed."""
-    return attrs.evolve(study, trials=tuple(attrs.evolve(t, **changes) for t in study.trials))
-
-
-def test_study_is_read_as_it_was_written(tmp_path: Path) -> None:
-    study = _study(resumed=2, versions={"ray": "2.60.0"})
-    study.save(tmp_path)
-    assert Study.load(tmp_path) == study
-    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
-
-
-def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
-    trial = Trial(
-        number=0,
-        state="finished",
-        value=math.inf,
-        metrics={"rmse/x": math.nan},
-        curve=((1, math.nan), (2, 1.0)),
-        directory="trials/00000",
-    )
-    path = _study(trials=(trial,)).save(tmp_path)
-    (plain,) = json.loads(path.read_text(), parse_constant=pytest.fail)["trials"]
-    assert plain["value"] is None
-    assert plain["curve"] == [[1, None], [2, 1.0]]
-    (read,) = Study.load(tmp_path).trials
-    assert read.value is None
-    assert math.isnan(read.metrics["rmse/x"])
-    assert math.isnan(read.curve[0][1])
+def test_a_study_is_read_as_it_was_written(studied: Study) -> None:
+    directory = Path(studied.optuna._storage._backend.url.removeprefix("sqlite:///")).parent  # type: ignore[attr-defined]
+    read = Study.load(directory)
+    assert read.trials == studied.trials
+    assert (read.title, read.metric, read.resumed, read.seconds) == ("Lorenz", "valid_loss", 0, 60)
+    assert read.counts == {"finished": 14, "pruned": 5, "failed": 1}
+    assert read.epochs_saved == 5 * 4
+    assert [path.name for path in directory.iterdir()] == ["optuna.db"]
+    trial = read.trials[0]
+    assert trial.value == min(value for _, value in trial.curve)
+    assert (trial.epochs, trial.planned_epochs, trial.directory) == (6, 6, "trials/00000")
+    attributes = read.optuna.trials[0].user_attrs
+    assert attributes["rmse/x"] == trial.metrics["rmse/x"] == pytest.approx(2 * trial.value)
+    assert read.trials[8].cause == CAUSE
+    with pytest.raises(AttributeError, match="no 'nothing'"):
+        read.nothing  # noqa: B018
 
 
 def test_no_study(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="does not exist: give the directory of a study"):
         Study.load(tmp_path)
-    (tmp_path / "study.json").write_text('{"trials": [], "title": "x"}')
-    with pytest.raises(SweepError, match=r"is not a study .* it was changed, or another version"):
+    optuna.create_study(storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    with pytest.raises(SweepError, match="is not the study of a sweep"):
         Study.load(tmp_path)
 
 
-def test_best() -> None:
-    study = _study(4)
-    values = (3.0, 1.0, math.nan, 0.5, 1.0)
-    states = ("finished", "finished", "finished", "pruned", "finished")
-    trials = tuple(
-        Trial(number=i, state=state, value=value, directory="")  # type: ignore[arg-type]
-        for i, (state, value) in enumerate(zip(states, values, strict=True))
-    )
-    low, high = attrs.evolve(study, trials=trials), attrs.evolve(study, trials=trials, mode="max")
-    assert low.best is trials[1]  # not the pruned one, and the first of equal ones
-    assert high.best is trials[0]
-    assert _with(study, state="pruned").best is None
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_finished(tmp_path: Path, mode: str) -> None:
+    found = create(tmp_path / mode, mode=mode, trials=4, search="random")
+    study = found.study
+    assert study.best is None
+    for number, (value, state) in enumerate(
+        ((3.0, "finished"), (1.0, "finished"), (0.5 if mode == "min" else 4.0, "pruned"))
+    ):
+        found.next()
+        report(study, number, 1, value)
+        study.end(number, state, {})  # type: ignore[arg-type]
+    found.next()
+    report(study, 3, 1, 1.0)
+    study.end(3, "finished", {})
+    best = study.best
+    assert best is not None
+    # Not the pruned one, and the first of equal ones.
+    assert best.number == {"min": 1, "max": 0}[mode]
 
 
-def test_epochs_saved() -> None:
-    study = _study()
-    assert study.epochs_saved == 5 * 4
-    assert study.counts == {"finished": 14, "pruned": 5, "failed": 1}
-    assert _with(study, planned_epochs=None).epochs_saved == 0
+def test_a_trial_without_a_finite_value_has_failed(tmp_path: Path) -> None:
+    found = create(tmp_path / "a", trials=3)
+    for number, value in enumerate((math.nan, math.inf, None)):
+        found.next()
+        report(found.study, number, 1, math.nan)  # is no report
+        found.study.end(number, "finished", {} if value is None else {"value": value})
+    assert found.study.counts == {"failed": 3}
+    assert [t.cause for t in found.study.trials] == [
+        f"its valid_loss is {value}" for value in ("nan", "inf", "None")
+    ]
+
+
+def test_stopped_trials_come_first_with_the_same_parameters(tmp_path: Path) -> None:
+    first = create(tmp_path / "a", trials=4, search="random")
+    trials = [first.next() for _ in range(3)]
+    report(first.study, 0, 1, 0.5)
+    report(first.study, 0, 2, 0.75)
+    first.study.end(0, "finished", {"metrics": {"mse/x": 1.0, "mse/y": math.nan}})
+    report(first.study, 1, 1, 0.25)
+    first.study.stop(5.0)
+    assert [t.state for t in first.study.trials] == ["finished", "stopped", "stopped"]
+    assert first.study.trials[0].value == 0.5  # the best of its curve
+    assert first.study.trials[0].metrics == {"mse/x": 1.0}
+
+    again = create(tmp_path / "a", trials=5, search="random")
+    study = again.study
+    assert study.resumed == 1
+    started = [again.next() for _ in range(5)]
+    assert [t.number if t else None for t in started] == [1, 2, 3, 4, None]
+    for before, now in zip(trials[1:], started[:2], strict=True):
+        assert before is not None
+        assert now is not None
+        assert before.parameters == now.parameters
+    assert study[1].curve == ((1, 0.25),)
+    report(study, 1, 1, 0.25)  # as a trial that is resumed does
+    report(study, 1, 2, 0.125, seconds=2.0)
+    assert study[1].seconds == 3.0
+    study.end(1, "pruned", {"cause": "asha after epoch 2"})
+    study.end(2, "failed", {"cause": "its process was lost"})
+    study.end(2, "failed", {"cause": "and again"})
+    assert study[2].cause == "its process was lost"
+    states = [t.state.name for t in study.optuna.trials]
+    assert states == ["COMPLETE", "PRUNED", "FAIL", "RUNNING", "RUNNING"]
+    assert study.optuna.trials[1].intermediate_values == {1: 0.25, 2: 0.125}
+
+
+def test_a_trial_that_a_killed_driver_had_not_given_all_parameters(tmp_path: Path) -> None:
+    first = create(tmp_path / "a", trials=2, search="random")
+    asked = first.study.optuna.ask()
+    rate = asked.suggest_float("train.learning_rate", 1e-4, 1e-2, log=True)
+    assert first.study.trials == []
+    again = create(tmp_path / "a", trials=2, search="random")
+    trial = again.next()
+    assert trial is not None
+    assert (trial.number, trial.parameters["train.learning_rate"]) == (0, rate)
+    assert "guidance.gamma" in trial.parameters
+    assert again.next() is not None
+    assert again.next() is None
+
+
+def test_what_a_scheduler_has_changed_is_recorded(tmp_path: Path) -> None:
+    found = create(tmp_path / "a", trials=1)
+    trial = found.next()
+    assert trial is not None
+    changed = trial.parameters | {"guidance.gamma": 0.05}
+    report(found.study, 0, 1, 1.0, parameters=changed)
+    assert found.study[0].parameters == changed
+    again = create(tmp_path / "a", trials=1).next()
+    assert again is not None
+    assert again.parameters == changed
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_searches_are_seeded(tmp_path: Path, search: str) -> None:
+    def found(folder: str, seed: int) -> list[Any]:
+        made = create(tmp_path / folder, trials=4, search=search, startup_trials=2, seed=seed)
+        parameters = []
+        for number in range(4):
+            trial = made.next()
+            assert trial is not None
+            parameters.append(trial.parameters)
+            report(made.study, number, 1, trial.parameters["train.learning_rate"])
+            made.study.end(number, "finished", {})
+        return parameters
+
+    one, same, other = found("a", 0), found("b", 0), found("c", 1)
+    assert one == same
+    assert one != other
+
+
+def test_a_grid_is_walked_through_over_several_calls(tmp_path: Path) -> None:
+    text = "sampler.steps = { choice = [8, 16, 32] }"
+    first = create(tmp_path / "a", text, trials=100, search="grid")
+    assert first.planned == 3
+    assert first.next()
+    again = create(tmp_path / "a", text, trials=100, search="grid")
+    found = [again.next() for _ in range(4)]
+    assert [t and t.parameters["sampler.steps"] for t in found] == [8, 16, 32, None]
+
+
+# --- what people read ---
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_importance(mode: str) -> None:
-    study = _study(60)
-    if mode == "max":
-        trials = [
-            attrs.evolve(t, value=None if t.value is None else -t.value) for t in study.trials
-        ]
-        study = attrs.evolve(study, mode="max", trials=tuple(trials))
-    first, *others = importance(study).items()
+def test_importance(tmp_path: Path, mode: str) -> None:
+    found = create(tmp_path / "a", mode=mode, search="random", trials=60)
+    sign = 1 if mode == "min" else -1
+    for number in range(60):
+        trial = found.next()
+        assert trial is not None
+        value = sign * (math.log10(trial.parameters["train.learning_rate"]) + 3) ** 2
+        report(found.study, number, 1, value)
+        found.study.end(number, "pruned" if number % 4 == 3 else "finished", {})
+    first, *others = importance(found.study).items()
     assert first[0] == "train.learning_rate"
     assert first[1].share > 0.5 > first[1].by_chance
-    assert {path for path, _ in others} == set(SPACE) - {"train.learning_rate"}
+    assert {path for path, _ in others} == set(found.study.space.paths) - {"train.learning_rate"}
     assert all(each.share < each.by_chance for path, each in others if path == "guidance.gamma")
 
 
-def test_importance_is_not_told_of_nothing() -> None:
-    assert importance(_study(9)) == {}
-    equal = _with(_study(), value=1.0, state="finished")
-    assert importance(equal) == {}
-    assert importance(_with(_study(), parameters={"train.learning_rate": 1e-3})) == {}
-    assert importance(_study(trials=())) == {}
-
-
-def test_axes() -> None:
-    study = _study()
-    rate, name, depth, _ = parameters_of(study, study.trials)
-    assert [axis.path for axis in (rate, name, depth)] == list(SPACE)[:3]
-    assert rate.position(1e-3) == pytest.approx(0.5)
-    assert [name.position(value) for value in ("mlp", "transformer")] == [0.25, 0.75]
-    assert depth.position(6) == 1.0
-    moved = Trial(number=0, state="finished", parameters={"kernel.depth": 8}, directory="")
-    (axis,) = parameters_of(study, [moved])
-    assert axis.position(8) == 1.0  # a scheduler has left the range
-
-
-def test_summary(tmp_path: Path) -> None:
-    study = _study()
-    page = write_summary(study, tmp_path)
+def test_summary(studied: Study, tmp_path: Path) -> None:
+    page = write_report(studied, tmp_path)
     assert page == tmp_path / "summary.html"
     text = page.read_text()
-    for trial in study.trials:
+    for trial in studied.trials:
         assert f'href="{trial.directory}/">{trial.number}</a>' in text
     assert "RuntimeError: x|y &lt;b&gt;" in text
     assert "Pruning saved 20 of 120 epochs (17 %)" in text
+    assert text.count('<tr class="best">') == 1
     assert text.count("data:image/png;base64,") == 4
     assert re.search(r"(src|href)=[\"'](https?:)?//|<script|@import|url\(", text) is None
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert drawn == {
-        f"{name}.png"
-        for name in ("history", "learning-curves", "importance", "parallel-coordinates")
-    }
-    assert Study.load(tmp_path) == study
+    names = ("history", "learning-curves", "importance", "parallel-coordinates")
+    assert drawn == {f"{name}.png" for name in names}
 
 
-def test_markdown(tmp_path: Path) -> None:
-    study = _study()
-    write_summary(study, tmp_path, figures=False)
+def test_markdown(studied: Study, tmp_path: Path) -> None:
+    write_report(studied, tmp_path, figures=False)
     text = (tmp_path / "summary.md").read_text()
-    assert study.best is not None
-    assert f"[Trial {study.best.number}]({study.best.directory}/)" in text
+    best = studied.best
+    assert best is not None
+    assert f"[Trial {best.number}]({best.directory}/)" in text
     assert "Pruning saved 20 of 120 epochs" in text
     table = text.split("## All trials")[1].strip().splitlines()
-    assert len(table) == 2 + len(study.trials)
+    assert len(table) == 2 + len(studied.trials)
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
     (failed,) = (line for line in table if "| failed |" in line)
     assert r"RuntimeError: x\|y \<b\> out of memory |" in failed
     assert failed.startswith("| [8](trials/00008/) |")
-    assert table[2].startswith(f"| [{study.best.number}]")  # the best first
+    assert table[2].startswith(f"| [{best.number}]")  # the best first
     assert not (tmp_path / "figures").exists()
 
 
-def test_link_to_the_best(tmp_path: Path) -> None:
-    study = _study()
-    for trial in study.trials:
-        (tmp_path / trial.directory).mkdir(parents=True)
-    for mode in ("min", "max"):  # the second time over the first one
-        told = attrs.evolve(study, mode=mode)
-        write_summary(told, tmp_path, figures=False)
-        assert told.best is not None
-        assert (tmp_path / "best").readlink() == Path(told.best.directory)
-        assert (tmp_path / "best").is_dir()
+def test_links_to_the_best_and_to_reports(studied: Study, tmp_path: Path) -> None:
+    best = studied.best
+    assert best is not None
+    (tmp_path / best.directory / "figures").mkdir(parents=True)
+    (tmp_path / best.directory / "report.html").touch()
+    (tmp_path / "best").symlink_to("elsewhere")
+    page = write_report(studied, tmp_path, figures=False).read_text()
+    assert (tmp_path / "best").readlink() == Path(best.directory)
     assert not list(tmp_path.glob(".*"))
+    assert page.count(f'<a href="{best.directory}/report.html">report</a>') == 2
+    text = (tmp_path / "summary.md").read_text()
+    start = f"| [{best.number}]({best.directory}/) [report]({best.directory}/report.html) [figures]"
+    assert start in text
+    assert page.count("report.html") == 2
 
 
-@pytest.mark.parametrize(
-    "study",
-    [
-        _study(trials=()),
-        _with(_study(), state="failed", value=None, curve=(), cause="lost"),
-        _study(1),
-        _with(_study(), parameters={"train.learning_rate": 1e-3}),
-        _with(_study(), value=0.0, curve=((1, 0.0),)),
-        _with(_study(), state="running", planned_epochs=None, curve=()),
-        _with(_study(), value=math.nan, curve=((1, math.nan),)),
-        _with(_study(stage="assimilate"), curve=(), error=0.1, epochs=None, planned_epochs=None),
-    ],
-    ids=["empty", "failed", "one", "constant", "equal", "running", "nan", "assimilate"],
-)
-def test_studies_of_which_little_can_be_told(study: Study, tmp_path: Path) -> None:
-    text = write_summary(study, tmp_path).read_text()
-    assert f"{len(study.trials)} trials" in text
-    if study.best is None:
-        assert "there is no best one" in text
-        assert not (tmp_path / "best").is_symlink()
-    if not importance(study):
-        assert "The importance of parameters is not told" in text
+def _end(trial: TrialRecord, study: Study, state: Any, values: list[float]) -> None:
+    for epoch, value in enumerate(values, 1):
+        report(study, trial.number, epoch, value)
+    study.end(trial.number, state, {})
 
 
-def _lines(figure: Figure | None) -> dict[str, np.ndarray]:
-    assert figure is not None
-    return {str(line.get_label()): np.array(line.get_data()) for line in figure.axes[0].lines}
+@pytest.mark.parametrize("trials", [0, 1, 12])
+@pytest.mark.parametrize("state", ["finished", "pruned", "failed", "running"])
+@pytest.mark.parametrize("text", [SPACE, "train.epochs = { choice = [6] }"])
+def test_studies_of_which_little_can_be_told(
+    tmp_path: Path, trials: int, state: str, text: str
+) -> None:
+    found = create(tmp_path / "study", text, search="random", trials=20)
+    for _ in range(trials):
+        trial = found.next()
+        assert trial is not None
+        if state != "running":
+            _end(trial, found.study, state, [] if state == "failed" else [0.0, 0.0])
+    page = write_report(found.study, tmp_path / "study").read_text()
+    assert f"{trials} trials" in page
+    assert "The importance of parameters is not told" in page
+    if trials == 0 or state != "finished":
+        assert "there is no best one" in page
+        assert not (tmp_path / "study" / "best").is_symlink()
 
 
-def test_history() -> None:
-    study = _study()
-    lines = _lines(figures.history(study))
-    so_far = lines["best so far"][1]
-    finished = [trial.value for trial in study.trials if trial.state == "finished"]
-    np.testing.assert_allclose(so_far[:-1], np.minimum.accumulate(finished))
-    np.testing.assert_array_equal(lines["failed (1)"][0], [8])
-    assert figures.history(_with(study, value=None)) is None
+def test_chance_is_shown_beside_importance() -> None:
+    from sda_ray.tune.importance import Importance
+    from sda_ray.tune.report import importance_bars
 
-
-def test_learning_curves_of_pruned_trials_end_early() -> None:
-    study = _study()
-    figure = figures.learning_curves(study)
-    assert figure is not None
-    ends = sorted(line.get_xdata()[-1] for line in figure.axes[0].lines)  # type: ignore[index]
-    assert ends == sorted(trial.epochs for trial in study.trials)
-    assert figures.learning_curves(_with(study, curve=())) is None
-
-
-def test_parallel_coordinates_have_a_gap_where_there_is_no_parameter() -> None:
-    study = _study()
-    figure = figures.parallel_coordinates(study)
-    assert figure is not None
-    paths = [line.get_ydata() for line in figure.axes[0].lines]
-    paths = [path for path in paths if len(path) == len(SPACE) + 1]  # type: ignore[arg-type]
-    valued = [trial for trial in study.trials if trial.value is not None]
-    assert len(paths) == len(valued)
-    below = sum(path[2] < -0.05 for path in paths)  # type: ignore[index]
-    assert below == sum("kernel.depth" not in trial.parameters for trial in valued)
-    labels = {text.get_text() for text in figure.axes[0].texts}
-    assert {"mlp", "transformer", "-", "train.\nlearning_rate"} <= labels
+    found = {"a": Importance(share=0.9, by_chance=0.3), "b": Importance(share=0.1, by_chance=0.2)}
+    (axis,) = importance_bars(found).axes
+    np.testing.assert_allclose([bar.get_width() for bar in axis.patches], [0.9, 0.1])
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), [0.3, 0.2])
+    colors = {bar.get_facecolor() for bar in axis.patches}
+    assert len(colors) == 2

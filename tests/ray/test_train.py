@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ from sda_core import stages
 from sda_core.cli import make_app
 from sda_core.cluster import Link
 from sda_core.config import dump_toml, unstructure
-from sda_core.errors import ClusterError, ConfigError, SimulationError, StoppedError
+from sda_core.errors import ClusterError, ConfigError, StoppedError
 from sda_core.experiment import Experiment, load_experiment
 from sda_core.plugins import default_manager, hookimpl
 from sda_ray.cluster import Ray, _on_loopback
-from sda_ray.desk import desk
-from sda_ray.member import _work
-from sda_ray.room import Workers
-from sda_ray.study import Study
+from sda_ray.resources import WorkerResources
+from sda_ray.tune.callbacks import forwarding
+from sda_ray.tune.study import Study
+from sda_ray.worker import _work
 
 from .test_cluster import _children, _listening
 
@@ -94,23 +94,6 @@ def losses_of_one(experiment: Experiment, directory: Path) -> list[float]:
     stages.simulate(experiment, directory, progress=False)
     stages.train(experiment, directory, progress=False)
     return losses(directory)
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Ray]:
-    """A cluster of two CPUs, which the tests of this file share."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))  # workers import the work of these tests
-        cluster = Ray(cpus=2)
-        with cluster.connected():
-            yield cluster
-
-
-@pytest.fixture
-def own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No connection, for tests that make one of their own."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    module.shutdown()
 
 
 def everything(link: Link) -> None:
@@ -181,12 +164,12 @@ def test_a_cluster_that_can_grow_is_waited_for(ray: Ray, monkeypatch: pytest.Mon
     most = {"CPU": 3.0}
     state = module._private.state.state
     monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: most)
-    assert Workers(3, 1.0, None).checked() == Workers(3, 1.0, 0.0)
+    assert WorkerResources(3, 1.0, None).checked() == WorkerResources(3, 1.0, 0.0)
     with pytest.raises(ClusterError, match="room for 2"):
-        Workers(4, 1.0, None).checked()
+        WorkerResources(4, 1.0, None).checked()
     monkeypatch.setattr(module, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 3.0})
     most["GPU"] = 3.0
-    assert Workers(3, 1.0, None).checked() == Workers(3, 1.0, 1.0)
+    assert WorkerResources(3, 1.0, None).checked() == WorkerResources(3, 1.0, 1.0)
 
 
 def test_workers_that_do_not_start(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +182,7 @@ def test_workers_that_do_not_start(ray: Ray, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(trainer.TorchTrainer, "fit", fit)
     with pytest.raises(ClusterError, match=r"do not start; .*need. Ray says: no package torch$"):
-        trainer.train_together(None, print, Workers(2, 1.0, 0.0), 0)
+        trainer.fit(None, print, WorkerResources(2, 1.0, 0.0), 0)
 
 
 def test_work_that_cannot_be_read(ray: Ray) -> None:
@@ -257,30 +240,33 @@ def test_the_command_says_how_many_workers_a_trial_has(tmp_path: Path) -> None:
     assert "each with 2 workers of 1 CPUs, 0 GPUs and up to 6 epochs" in result.output
 
 
-def test_questions_are_answered_elsewhere(ray: Ray) -> None:
-    """A trial is asked once for each epoch, though a group that begins anew asks again."""
-    asked: list[tuple[int, float]] = []
+def test_workers_report_from_their_process(ray: Ray) -> None:
+    """Each epoch once, though workers that are started anew report it again."""
+    seen: list[tuple[int, float]] = []
 
-    def report(epoch: int, value: float) -> str | None:
-        asked.append((epoch, value))
-        return "enough" if epoch == 2 else None
+    def report(epoch: int, value: float, metrics: Any) -> None:
+        assert metrics == {"loss": value}
+        seen.append((epoch, value))
 
-    def ask(report: Any, check: Any, epochs: list[int]) -> list[str | None]:
-        check()
-        return [report(epoch, epoch / 2) for epoch in epochs]
+    def work(report: Any, epochs: list[int]) -> None:
+        for epoch in epochs:
+            report(epoch, epoch / 2, {"loss": epoch / 2})
 
-    remote: Any = module.remote(num_cpus=0, max_retries=0)(ask)
-    with desk(report, lambda: None) as (tell, check):
-        assert module.get(remote.remote(tell, check, [1])) == [None]
-        assert module.get(remote.remote(tell, check, [1, 2])) == [None, "enough"]
-        assert module.get(remote.remote(tell, check, [1, 2, 3])) == [None, "enough", "enough"]
-    assert asked == [(1, 0.5), (2, 1.0)]
+    remote: Any = module.remote(num_cpus=0, max_retries=0)(work)
+    with forwarding(report) as sent:
+        for epochs in ([1], [1, 2], [1, 2, 3]):
+            module.get(remote.remote(sent, epochs))
+    assert seen == [(1, 0.5), (2, 1.0), (3, 1.5)]
 
-    def left() -> None:
-        raise SimulationError("the study is left")
 
-    with desk(report, left) as (tell, check), pytest.raises(SimulationError, match="is left"):
-        module.get(remote.remote(tell, check, [4]))
+def test_workers_that_do_not_start_in_time(ray: Ray) -> None:
+    """They are started anew, and then told of."""
+    other = Ray().together(wait_for_ever, workers=2)
+    next(other)
+    told = pytest.raises(ClusterError, match=r"not start within 2 s \(cluster.start_timeout\), 2 t")
+    with told, pytest.warns(UserWarning, match="did not start within 2 s"):
+        list(Ray(retries=1, start_timeout=2.0).together(everything, workers=2))
+    other.close()
 
 
 def test_two_workers_train_as_one_process_does(ray: Ray, tmp_path: Path) -> None:
@@ -324,25 +310,27 @@ def test_a_lost_process_costs_what_was_not_saved(ray: Ray, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_processes_that_are_lost_too_often(ray: Ray) -> None:
-    lost = pytest.raises(ClusterError, match=r"begin anew 1 times \(cluster.retries\).*Ray says: ")
+    lost = pytest.raises(
+        ClusterError, match=r"started anew 1 times \(cluster.retries\).*Ray says: "
+    )
     with lost, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         list(Ray(retries=1).together(always_die, workers=2))
 
 
 @pytest.mark.slow
-def test_a_group_without_its_conductor(ray: Ray) -> None:
-    def conductors() -> list[int]:
+def test_a_group_without_its_runner(ray: Ray) -> None:
+    def runners() -> list[int]:
         running = _children(os.getpid())
-        return [
-            p for p in running if b"_Conductor.conduct" in Path(f"/proc/{p}/cmdline").read_bytes()
-        ]
+        return [p for p in running if b"_Runner.run" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
     with closing(ray.together(wait_for_ever, workers=2)) as told:
         process = next(told)
-        (conductor,) = conductors()
-        os.kill(conductor, signal.SIGKILL)
-        with pytest.raises(ClusterError, match=r"what conducts the workers was lost.*Ray says: "):
+        (runner,) = runners()
+        os.kill(runner, signal.SIGKILL)
+        with pytest.raises(
+            ClusterError, match=r"process that runs the workers was lost.*Ray says: "
+        ):
             next(told)
     wait_for(lambda: not Path(f"/proc/{process}").exists())
     # Another one has room.
@@ -369,7 +357,7 @@ def test_a_group_ends_when_nobody_listens(ray: Ray) -> None:
 
 @pytest.mark.slow
 def test_a_training_waits_for_room(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sda_ray.together._LONG", 3.0)
+    monkeypatch.setattr("sda_ray.distributed.WAIT_NOTICE", 3.0)
     other = Ray().together(wait_for_ever, workers=2)
     next(other)
     found: list[Any] = []
@@ -443,7 +431,8 @@ def test_trials_of_two_workers_each(ray: Ray, tmp_path: Path) -> None:
     assert len(study.trials) == 3
     assert set(study.counts) == {"finished", "pruned"}
     for trial in study.trials:
-        assert epochs_of(directory / trial.directory) == [epoch for epoch, _ in trial.curve]
+        done = [epoch for epoch, _ in trial.curve]
+        assert epochs_of(directory / trial.directory)[: len(done)] == done
         if trial.state == "pruned":
             assert trial.epochs is not None
             assert trial.epochs < 6
@@ -451,13 +440,12 @@ def test_trials_of_two_workers_each(ray: Ray, tmp_path: Path) -> None:
         else:
             assert [epoch for epoch, _ in trial.curve] == list(range(1, 7))
             assert "rmse/x" in trial.metrics
-    # A trial that was lost is done again, with one worker.
-    best = study.best
-    assert best is not None
-    (directory / best.directory / "trial.json").unlink()
-    after = swept(tiny(*SWEEP, "sweep.workers_per_trial=1"), directory, resume=True)
-    assert after.counts == study.counts
-    assert after.trials[best.number].curve == best.curve
+    # A trial more has one worker.
+    before = study.trials
+    changes = ("sweep.workers_per_trial=1", "sweep.trials=4")
+    after = swept(tiny(*SWEEP, *changes), directory, resume=True)
+    assert after.trials[:3] == before
+    assert after.trials[3].has_ended
 
 
 @pytest.mark.slow

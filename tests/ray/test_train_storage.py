@@ -23,9 +23,10 @@ from sda_core.errors import ClusterError, ConfigError, StoppedError
 from sda_core.experiment import Experiment
 from sda_core.plugins import hookimpl
 from sda_core.testing import check_cluster
-from sda_ray import conduct, scratch
+from sda_ray import cache, sync
 from sda_ray.cluster import Ray, _on_loopback
-from sda_ray.mirror import Mirror
+from sda_ray.tune import tuner
+from sda_ray.tune.context import TrialContext
 
 from .test_cluster import _children
 from .test_storage import ON_LOOPBACK, files
@@ -78,18 +79,19 @@ def nodes(client_port: int) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def nobody_knows_where_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is sent to a machine of the cluster has the path of the run or study."""
-    together, do_trials = sda_ray.cluster.together, conduct.do_trials
+    run_distributed, for_workers = sda_ray.cluster.run_distributed, tuner.for_workers
 
     def sent(work: Any, *rest: Any) -> Any:
         assert str(tmp_path / "run").encode() not in pickle.dumps(work)
-        return together(work, *rest)
+        return run_distributed(work, *rest)
 
-    def done(job: Any, *rest: Any) -> Any:
-        assert str(tmp_path / "study").encode() not in pickle.dumps(job)
-        return do_trials(job, *rest)
+    def checked(job: TrialContext) -> TrialContext:
+        found = for_workers(job)
+        assert job.storage is None or str(tmp_path / "study").encode() not in pickle.dumps(found)
+        return found
 
-    monkeypatch.setattr(sda_ray.cluster, "together", sent)
-    monkeypatch.setattr(conduct, "do_trials", done)
+    monkeypatch.setattr(sda_ray.cluster, "run_distributed", sent)
+    monkeypatch.setattr(tuner, "for_workers", checked)
 
 
 def away(nodes: Any, tmp_path: Path) -> Ray:
@@ -104,10 +106,10 @@ def simulated(experiment: Experiment, directory: Path) -> Path:
 def homes(tmp_path: Path) -> list[Path]:
     """Where machines work for the run."""
     (place,) = (tmp_path / "far").iterdir()
-    return list(scratch._home(f"file://{place}").glob("*"))
+    return list(cache._cache_root(f"file://{place}").glob("*"))
 
 
-def saved(tmp_path: Path, name: str = "run-*/*/run") -> int:
+def saved(tmp_path: Path, name: str = "run-*/*/run/*") -> int:
     """The step of the newest checkpoint that was copied to the storage."""
     folders = (tmp_path / "far").glob(f"{name}/checkpoints")
     names = (path.name for folder in folders for path in folder.glob("step-*"))
@@ -322,14 +324,14 @@ def test_a_storage_that_fails_costs_no_training(
 ) -> None:
     experiment, directory = tiny(*LONG), tmp_path / "run"
     simulated(experiment, directory)
-    pull, failures = Mirror.pull, iter([True, True])
+    download, failures = sync.download, iter([True, True])
 
-    def fail(self: Mirror, folder: Path) -> bool:
+    def fail(url: str, target: Path) -> bool:
         if next(failures, False):
             raise ClusterError("the cable")
-        return pull(self, folder)
+        return download(url, target)
 
-    monkeypatch.setattr(Mirror, "pull", fail)
+    monkeypatch.setattr(sync, "download", fail)
     options: dict[str, Any] = {"workers": 2, "cluster": away(nodes, tmp_path)}
     with pytest.warns(UserWarning, match="the cable"):
         stages.train(experiment, directory, progress=False, **options)
@@ -357,17 +359,18 @@ def test_trials_of_two_workers_each(nodes: Any, tmp_path: Path, own_data: bool) 
     assert files(tmp_path / "study") == files(tmp_path / "shared")
     for trial, other in zip(found.trials, shared.trials, strict=True):
         assert trial.value == pytest.approx(other.value, rel=1e-4)
-        assert epochs_of(tmp_path / "study" / trial.directory) == [e for e, _ in trial.curve]
-    assert not scratch._home(f"file://{tmp_path}/far/study").exists()
+        done = [epoch for epoch, _ in trial.curve]
+        assert epochs_of(tmp_path / "study" / trial.directory)[: len(done)] == done
+    assert not cache._cache_root(f"file://{tmp_path}/far/study").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["the trial", "a worker"])
 def test_a_trial_that_loses_a_process(nodes: Any, tmp_path: Path, which: str) -> None:
-    home = scratch._home(f"file://{tmp_path}/far/study")
+    home = cache._cache_root(f"file://{tmp_path}/far/study")
 
     def kill() -> None:
-        wait_for(lambda: saved(tmp_path, "study/trials/00000") >= 20)
+        wait_for(lambda: saved(tmp_path, "study/trials/00000/*") >= 20)
         if which == "the trial":
             (lock,) = home.glob("*/trials/00000/.training.lock")
             process = int(lock.read_text().split()[1])
@@ -393,7 +396,7 @@ def test_a_study_of_groups_is_stopped_and_gone_on_with(nodes: Any, tmp_path: Pat
     command = [sys.executable, "-m", "sda_core", "sweep", str(path), "--dir", str(directory)]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ON_LOOPBACK)
     try:
-        wait_for(lambda: saved(tmp_path, "study/trials/00000") >= 20 or driver.poll() is not None)
+        wait_for(lambda: saved(tmp_path, "study/trials/00000/*") >= 20 or driver.poll() is not None)
         driver.send_signal(signal.SIGINT)
         _, said = driver.communicate(timeout=PATIENCE)
     finally:

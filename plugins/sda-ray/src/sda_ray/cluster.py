@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import socket
+import subprocess
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,9 +22,9 @@ from sda_core.cluster import Cluster, Lent, Link
 from sda_core.cluster.base import never, unheard
 from sda_core.config import at_least, component, non_negative, option, positive
 from sda_core.errors import ClusterError
-from sda_ray.lent import lend
-from sda_ray.room import Workers
-from sda_ray.together import together
+from sda_ray.distributed import run_distributed
+from sda_ray.resources import WorkerResources, hide_gpus
+from sda_ray.sync import sync_directory
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,8 +39,8 @@ class Ray(Cluster):
 
     address: str | None = option(
         default=None,
-        help="'auto' for the cluster that this machine is part of, ray://HOST:10001 for another, "
-        "HOST:6379 for a head; this machine by itself if not set",
+        help="'auto' for the cluster that this machine is part of, HOST:6379 for a head, or "
+        "ray://HOST:10001 for another, not for sweeps; this machine by itself if not set",
     )
     cpus: int | None = option(
         default=None, check=at_least(1), help="CPUs used of this machine, without an address"
@@ -60,7 +61,14 @@ class Ray(Cluster):
         default=3,
         check=at_least(0),
         help="how often a block or batch is computed again whose process or machine was lost, and "
-        "how often a training goes on from its last checkpoint when it has lost a worker",
+        "how often a training is resumed from its last checkpoint when it has lost a worker",
+    )
+    start_timeout: float = option(
+        default=1800.0,
+        check=positive,
+        units="s",
+        help="time in which workers that train a model must have started, waiting for others "
+        "included, before they are started anew",
     )
     storage: str | None = option(
         default=None,
@@ -84,7 +92,7 @@ class Ray(Cluster):
             return
         try:
             if self.address is None:
-                with _on_loopback():
+                with _on_loopback(), _in_own_process_group():
                     ray.init(
                         address="local",
                         num_cpus=self.cpus,
@@ -160,9 +168,9 @@ class Ray(Cluster):
         stopping: Callable[[], bool] = never,
     ) -> Generator[Any, None, None]:
         """Do ``work`` as a group, by Ray Train; see :meth:`sda_core.cluster.Cluster.together`."""
-        asked = Workers(workers, self.worker_cpus, gpus_per_worker)
+        asked = WorkerResources(workers, self.worker_cpus, gpus_per_worker)
         with self.connected():
-            yield from together(work, asked, self.retries, stopping)
+            yield from run_distributed(work, asked, self.retries, self.start_timeout, stopping)
 
     def lend(
         self,
@@ -174,7 +182,18 @@ class Ray(Cluster):
         """Lend a directory, by ``storage``; see :meth:`sda_core.cluster.Cluster.lend`."""
         if self.storage is None:
             return super().lend(directory)
-        return lend(self, directory, leave_out, say)
+        return self._synced(self.storage, directory, leave_out, say)
+
+    @contextmanager
+    def _synced(
+        self,
+        storage: str,
+        directory: Path,
+        leave_out: Collection[str],
+        say: Callable[[str], None],
+    ) -> Iterator[Lent]:
+        with self.connected(), sync_directory(storage, directory, leave_out, say) as synced:
+            yield synced
 
     def _check_gpus(self) -> None:
         import ray
@@ -197,8 +216,9 @@ class Ray(Cluster):
             if not isinstance(cause, RayError):
                 raise cause from error
             raise ClusterError(
-                f"a task was lost, and {self.retries} retries of it (cluster.retries), often for "
-                f"want of memory: use fewer workers, or machines with more of it. Ray says: {cause}"
+                f"a task was lost, and {self.retries} retries of it (cluster.retries); often it "
+                "is out of memory: use fewer workers, or machines with more of it. Ray says: "
+                f"{cause}"
             ) from error
 
 
@@ -211,7 +231,7 @@ def _do(sent: list[Any], task: Any, with_gpu: bool) -> Any:
     import ray
 
     if not with_gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all visible to tasks without one
+        hide_gpus()
     (reference,) = sent
     if reference not in _kept:
         _kept.clear()
@@ -241,3 +261,22 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _in_own_process_group() -> Iterator[None]:
+    """Let what is started get no signals to the group of this process, such as that of Ctrl-C.
+
+    It ends when this process does, and not before the trials or tasks that a signal stops.
+    """
+    start: Any = subprocess.Popen.__init__
+
+    def start_apart(self: Any, *arguments: Any, **options: Any) -> None:
+        start(self, *arguments, **{"process_group": 0, **options})
+
+    popen: Any = subprocess.Popen
+    popen.__init__ = start_apart
+    try:
+        yield
+    finally:
+        popen.__init__ = start

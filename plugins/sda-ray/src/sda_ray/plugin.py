@@ -25,7 +25,7 @@ def sda_register_components() -> list[Component]:
         Component(
             kind="sweep",
             name="ray-tune",
-            target="sda_ray.sweep:RayTune",
+            target="sda_ray.tune.config:RayTune",
             summary="Sweeps by Ray Tune, searched by Optuna",
         ),
     ]
@@ -34,6 +34,6 @@ def sda_register_components() -> list[Component]:
 @hookimpl
 def sda_cli_commands(app: typer.Typer) -> None:
     """``sda sweep``."""
-    from sda_ray.command import sweep
+    from sda_ray.cli import sweep
 
     app.command()(sweep)

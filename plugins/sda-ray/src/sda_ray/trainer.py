@@ -1,4 +1,4 @@
-"""The call of Ray Train; imported by the process that conducts a group, after its settings."""
+"""The call of Ray Train; imported by the process that makes it, after its settings."""
 
 from __future__ import annotations
 
@@ -18,20 +18,18 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from sda_core.errors import ClusterError
-from sda_ray.member import last_line
-from sda_ray.room import Workers
+from sda_ray.resources import WorkerResources
+from sda_ray.worker import last_line
 
 
-def train_together(
-    channel: Any, take_part: Callable[[], None], asked: Workers, retries: int
-) -> None:
-    """Have the processes of a group do something.
+def fit(channel: Any, worker: Callable[[], None], asked: WorkerResources, retries: int) -> None:
+    """Start workers, and start all of them anew when one is lost.
 
     Raises:
-        ClusterError: They were lost too often.
+        ClusterError: They were lost too often, or do not start.
     """
     trainer = TorchTrainer(
-        take_part,
+        worker,
         torch_config=_OwnGroup(),
         scaling_config=ScalingConfig(
             num_workers=asked.number,
@@ -43,7 +41,7 @@ def train_together(
             storage_path="sda",
             storage_filesystem=PyFileSystem(FSSpecHandler(fsspec.filesystem("memory"))),
             failure_config=FailureConfig(max_failures=retries),
-            callbacks=[_TellOfLosses(channel)],
+            callbacks=[_LossCallback(channel)],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -52,8 +50,8 @@ def train_together(
             trainer.fit()
     except WorkerGroupError as error:
         raise ClusterError(
-            f"workers were lost, and to begin anew {retries} times (cluster.retries) did not help; "
-            "often they want memory: use smaller batches, or machines with more of it. "
+            f"workers were lost, and were started anew {retries} times (cluster.retries); often "
+            "they are out of memory: use smaller batches, or machines with more of it. "
             f"Ray says: {_cause(error.worker_failures)}"
         ) from None
     except ControllerError as error:
@@ -89,10 +87,10 @@ class _OwnGroup(TorchConfig):
         return nullcontext
 
 
-class _TellOfLosses(UserCallback):
+class _LossCallback(UserCallback):
     def __init__(self, channel: Any) -> None:
         self._channel = channel
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Say what was lost."""
-        self._channel.lose.remote(_cause(worker_exceptions))
+        """Tell the driver what was lost."""
+        self._channel.report_loss.remote(_cause(worker_exceptions))

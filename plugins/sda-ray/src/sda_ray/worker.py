@@ -1,131 +1,176 @@
-"""A trial as Ray Tune sees it: a process that gives results one by one.
-
-The trial is done by a thread. It waits at each value that it reports until Tune asks for the next
-one, or ends it.
-"""
+"""What each worker does that Ray Train starts, as a rank of torch.distributed."""
 
 from __future__ import annotations
 
-import math
 import os
-import queue
-import shutil
-import threading
-from contextlib import suppress
-from pathlib import Path
+import pickle
+import socket
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
-import ray
-from ray import tune
-
+from sda_core.cluster import Link
 from sda_core.errors import ClusterError
-from sda_ray import scratch
-from sda_ray.work import PRUNED, Job, LeftError, do_trial
+from sda_ray.resources import WorkerResources, exit_with_raylet, hide_gpus
 
-#: Names of the time and of the metric in Tune's results.
-TIME, VALUE = "epoch", "value"
-#: Seconds between two looks at whether the study is left; and where each costs a request.
-_GLANCE, _FAR_GLANCE = 1.0, 5.0
-
-#: What a training goes on from, in its run directory.
-_TRAINED = ("checkpoints", "history.json", "metrics.jsonl")
-
-_Result = dict[str, Any]
+#: Longest time for which a worker waits for the others. Lost ones are noticed by Ray, and rank 0
+#: may be busy for long.
+_GROUP_TIMEOUT = timedelta(days=1)
+#: Seconds between two questions whether to stop.
+POLL_INTERVAL = 1.0
+#: Seconds in which a worker must answer that it is alive.
+_PING_TIMEOUT = 60.0
 
 
-class Worker(tune.Trainable):
-    """One trial in a process of its own."""
+def worker_main(channel: Any, sent: list[Any], asked: WorkerResources) -> None:
+    """Do the work, together with the other workers.
 
-    def setup(self, config: dict[str, Any], job: Job | None = None) -> None:
-        """Get to know the trial."""
-        assert job is not None
-        if not ray.get_gpu_ids():
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all visible to those without one
-        trial = config["trial"]
-        self._number, self._parameters = trial["number"], trial["parameters"]
-        self._job = scratch.begin(job, self._number)
-        self._leaving = self._job.leaving
-        self._glance = _GLANCE if job.storage is None else _FAR_GLANCE
-        # What is done before there is any value: no scheduler compares with it.
-        self._last: _Result = {TIME: 0, VALUE: math.nan}
-        self._results: queue.Queue[_Result | BaseException] = queue.Queue()
-        self._answers: queue.Queue[str | None] = queue.Queue()
-        self._leave = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+    Args:
+        channel: The actor between the workers and the driver.
+        sent: The work, as Ray stores it.
+        asked: The workers.
+    """
+    import ray
+    import ray.train
+    from ray.train.collective import barrier, broadcast_from_rank_zero
 
-    def step(self) -> _Result:
-        """Go on to the next value, or to the end."""
-        if self._thread.ident is None:
-            self._thread.start()
-        else:
-            self._answers.put(None)
-        while True:
-            try:
-                result = self._results.get(timeout=self._glance)
-            except queue.Empty:
-                self._look()
-                continue
-            if isinstance(result, BaseException):
-                raise result
-            self._last = self._last | result
-            return self._last
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Copy what the training has written, for this trial or a worse one to go on from."""
-        directory = self._job.trial(self._number)
-        for name in _TRAINED:
-            _copy(directory / name, Path(checkpoint_dir) / name)
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from what this trial, or a better one, had written."""
-        directory = self._job.trial(self._number)
-        for name in _TRAINED:
-            _copy(Path(checkpoint) / name, directory / name)
-
-    def cleanup(self) -> None:
-        """End the trial, where it has not ended; one of a population is only left."""
-        if self._thread.is_alive():
-            self._look()
-            if self._job.interval is not None:
-                self._leave.set()
-            self._answers.put(PRUNED)
-            self._thread.join()
-        scratch.leave(self._job, self._number)
-
-    def _look(self) -> None:
-        with suppress(ClusterError):  # another time it answers
-            if self._leaving.exists():
-                self._leave.set()
-
-    def _work(self) -> None:
-        result: _Result | BaseException = {"done": True}
-        try:
-            do_trial(self._job, self._number, self._parameters, self._report, self._check)
-            scratch.upload(self._job, self._number)
-        except BaseException as error:  # noqa: BLE001 - raised again by `step`
-            result = error
-        self._results.put(result)
-
-    def _report(self, time: int, value: float) -> str | None:
-        if self._job.stage == "assimilate":  # which writes no checkpoints
-            scratch.upload(self._job, self._number)
-        self._results.put({TIME: time, VALUE: value})
-        reason = self._answers.get()
-        self._check()
-        return reason
-
-    def _check(self) -> None:
-        if self._leave.is_set():
-            raise LeftError
+    exit_with_raylet()
+    if not asked.gpus:
+        hide_gpus()
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    server = _server() if rank == 0 else None
+    address = None if server is None else (uuid.uuid4().hex, *server.getsockname()[:2])
+    group, host, port = broadcast_from_rank_zero(address)
+    me = ray.get_runtime_context().current_actor
+    placement = ray.util.get_current_placement_group()
+    ray.get(channel.join.remote(group, rank, [me], placement))
+    barrier()  # all have joined
+    link = RayWorkerChannel(channel, group)
+    try:
+        _make_group(asked, rank, size, host, port, server)
+        _work(sent)(link)
+        link.flush()
+    except Exception as error:
+        if not _all_alive(channel):  # this is because another one is lost
+            raise
+        ray.get(channel.fail.remote(group, _pickled(error)))
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file or folder, and put it in the place of another."""
-    new = target.with_name(f".{target.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    if source.is_dir():
-        shutil.copytree(source, new)
-        shutil.rmtree(target, ignore_errors=True)
-    else:
-        shutil.copyfile(source, new)
-    new.replace(target)
+def _work(sent: list[Any]) -> Callable[[Link], None]:
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        work: Callable[[Link], None] = ray.get(sent[0])
+    except RayError as error:
+        raise ClusterError(
+            "a worker cannot read the work; all machines of the cluster need the same packages. "
+            f"Ray says: {last_line(error)}"
+        ) from None
+    return work
+
+
+def last_line(error: Exception) -> str:
+    """What an error says, without its traceback."""
+    return str(error).strip().splitlines()[-1].strip()
+
+
+def _server() -> socket.socket:
+    """A socket that listens on the address that the other machines know, and on no other."""
+    import ray
+
+    host = ray.util.get_node_ip_address()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, 0), family=family)
+
+
+def _make_group(
+    asked: WorkerResources, rank: int, size: int, host: str, port: int, server: socket.socket | None
+) -> None:
+    """Make the default group of torch.distributed."""
+    import torch
+    import torch.distributed
+
+    distributed: Any = torch.distributed  # the store is not among its typed names
+    if host.startswith("127."):
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
+    torch.set_num_threads(max(1, int(asked.cpus)))
+    store = distributed.TCPStore(
+        host,
+        port,
+        size,
+        is_master=server is not None,
+        timeout=_GROUP_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=None if server is None else server.detach(),
+    )
+    own_gpu = (asked.gpus or 0) >= 1  # NCCL takes no GPU that others use
+    distributed.init_process_group(
+        "nccl" if own_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=_GROUP_TIMEOUT,
+        device_id=torch.device("cuda", 0) if own_gpu else None,
+    )
+
+
+def _all_alive(channel: Any) -> bool:
+    """Whether no worker is lost."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        workers = ray.get(channel.workers.remote())
+        ray.get([worker.__ray_ready__.remote() for (worker,) in workers], timeout=_PING_TIMEOUT)
+    except RayError:
+        return False
+    return bool(workers)
+
+
+def _pickled(error: Exception) -> bytes:
+    error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+    try:
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)
+    except Exception as cause:  # noqa: BLE001 - whatever a class does when it is pickled
+        return pickle.dumps(ClusterError(f"{error!r} cannot be sent back ({cause})"))
+    return pickled
+
+
+class RayWorkerChannel(Link):
+    """A worker's way to the driver."""
+
+    def __init__(self, channel: Any, group: str) -> None:
+        self._channel, self._group = channel, group
+        self._sent: Any = None
+        self._asking: Any = None
+        self._next, self._stopping = 0.0, False
+
+    def tell(self, message: Any) -> None:
+        """Send a message; see :meth:`sda_core.cluster.Link.tell`."""
+        # Calls of one process arrive in order.
+        self._sent = self._channel.send.remote(self._group, pickle.dumps(message))
+
+    def stopping(self) -> bool:
+        """Whether to stop; see :meth:`sda_core.cluster.Link.stopping`."""
+        import ray
+
+        now = time.monotonic()
+        if self._asking is None and not self._stopping and now >= self._next:
+            self._asking, self._next = self._channel.is_stopping.remote(), now + POLL_INTERVAL
+        if self._asking is not None and ray.wait([self._asking], timeout=0)[0]:
+            self._stopping, self._asking = ray.get(self._asking), None
+        return self._stopping
+
+    def flush(self) -> None:
+        """Wait until all messages have arrived."""
+        import ray
+
+        if self._sent is not None:
+            ray.get(self._sent)

@@ -12,20 +12,44 @@ from PIL import Image
 
 from sda_core import stages
 from sda_core.errors import AssimilationError, ConfigError
+from sda_core.evaluation.denoiser import (
+    NOISE_LEVELS,
+    Denoised,
+    denoise,
+    denoising_scores,
+    variable_scores,
+)
 from sda_core.experiment import Run
+from sda_core.figures.denoiser import denoising_pictures
 from sda_core.model import TrainedModel
+from sda_core.plugins import hookimpl
 from sda_core.system import Axis, SystemSpec, Variable
-from sda_ray import appraisal
-from sda_ray.appraisal import appraise
-from sda_ray.denoising import denoising_pictures
-from sda_ray.scores import NOISE_LEVELS, Denoised, denoise, denoising_scores, variable_scores
-from sda_ray.study import Study, Trial
-from sda_ray.summary import write_summary
-from sda_ray.work import Job, do_trial
+from sda_ray.tune import trainable
+from sda_ray.tune.context import TrialContext
+from sda_ray.tune.preflight import table_of
+from sda_ray.tune.trainable import evaluate_trial, reported, run_trial
 
-from .test_sweep import SPACE, TINY, TRAIN, cluster, run, tiny, trained
+from .test_sweep import SPACE, TINY, TRAIN, run, tiny, trained
 
-__all__ = ["cluster", "trained"]
+__all__ = ["trained"]
+
+
+class Flag:
+    """A study that is not stopped, and how often that was asked for."""
+
+    sda_interface = 1
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @hookimpl(specname="sda_sampling_step")
+    def check(self) -> None:
+        self.asked += 1
+
+
+def context(tmp_path: Path, **options: Any) -> TrialContext:
+    given = {"table": {}, "space": {}, "stage": "train", "metric": "valid_loss"}
+    return TrialContext(**{"directory": str(tmp_path), **given, **options})
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +70,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_a_denoiser_is_scored_by_noise_level(fresh: Run, model: TrainedModel) -> None:
-    found = denoise(fresh, model)
+    found = denoise(fresh.data, model)
     assert [each.level for each in found] == list(NOISE_LEVELS)
     r2 = [each.scores["r2/x"] for each in found]
     assert sorted(r2, reverse=True) == r2  # the more noise, the less is known
@@ -60,19 +84,19 @@ def test_a_denoiser_is_scored_by_noise_level(fresh: Run, model: TrainedModel) ->
 
 
 def test_a_trained_model_is_drawn_and_scored(fresh: Run, model: TrainedModel) -> None:
-    result = appraise(fresh, model, lambda: None, evaluate=False)
-    assert result == {"metrics": denoising_scores(denoise(fresh, model))}
+    result = evaluate_trial(fresh, model, Flag(), context(fresh.directory, evaluate=False))
+    assert result == {"metrics": denoising_scores(denoise(fresh.data, model))}
     assert names(fresh.directory / "figures") == {"denoising-error.png", "denoised-window.png"}
     assert not (fresh.directory / "posterior.nc").exists()
 
 
 def test_a_trained_model_is_evaluated(fresh: Run, model: TrainedModel) -> None:
-    seen: list[int] = []
-    result = appraise(fresh, model, lambda: seen.append(1), evaluate=True)
+    flag = Flag()
+    result = evaluate_trial(fresh, model, flag, context(fresh.directory, evaluate=True))
     scores = json.loads((fresh.directory / "metrics.json").read_text())["posterior"]
     assert {k[10:]: v for k, v in result["metrics"].items() if k.startswith("posterior/")} == scores
     assert {"posterior/crps", "posterior/wasserstein1", "rmse/x"} <= result["metrics"].keys()
-    assert seen  # so that a trial can be left meanwhile
+    assert flag.asked  # so that a trial can be stopped meanwhile
     assert (fresh.directory / "report.html").is_file()
     assert {"posterior.png", "denoised-window.png"} <= names(fresh.directory / "figures")
 
@@ -84,7 +108,7 @@ def test_a_model_that_cannot_be_evaluated_is_kept(
         raise AssimilationError("states are not finite")
 
     monkeypatch.setattr(stages, "assimilate", fail)
-    result = appraise(fresh, model, lambda: None, evaluate=True)
+    result = evaluate_trial(fresh, model, Flag(), context(fresh.directory, evaluate=True))
     assert result["cause"] == "trained, and not evaluated: states are not finite"
     assert result["metrics"]["rmse/x"] > 0
 
@@ -92,10 +116,12 @@ def test_a_model_that_cannot_be_evaluated_is_kept(
 def test_no_trial_is_lost_for_a_picture(
     fresh: Run, model: TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(appraisal, "denoise", lambda *args: [Denoised.__new__(Denoised)])
-    monkeypatch.setattr(appraisal, "denoising_scores", lambda found: {"rmse/x": 1.0})
+    monkeypatch.setattr(trainable, "denoise", lambda *args: [Denoised.__new__(Denoised)])
+    monkeypatch.setattr(trainable, "denoising_scores", lambda found: {"rmse/x": 1.0})
     with pytest.warns(UserWarning, match="figures cannot be drawn: AttributeError"):
-        assert appraise(fresh, model, lambda: None, evaluate=False)["metrics"] == {"rmse/x": 1.0}
+        assert evaluate_trial(fresh, model, Flag(), context(fresh.directory, evaluate=False))[
+            "metrics"
+        ] == {"rmse/x": 1.0}
 
 
 @pytest.mark.parametrize("dimensions", [0, 1, 2, 3])
@@ -135,28 +161,21 @@ def test_a_variable_that_never_changes_has_no_curve(tmp_path: Path) -> None:
     assert math.isfinite(scores["rmse/still"])
 
 
-def test_the_summary_leads_to_reports_and_figures(tmp_path: Path) -> None:
-    trials = tuple(
-        Trial(
-            number=n,
-            state="finished",
-            value=1.0 + n,
-            directory=f"trials/{n:05d}",
-            curve=((1, 1.0),),
-        )
-        for n in range(3)
-    )
-    (tmp_path / "trials" / "00000" / "figures").mkdir(parents=True)
-    (tmp_path / "trials" / "00000" / "report.html").touch()
-    (tmp_path / "trials" / "00001" / "figures").mkdir(parents=True)
-    study = Study(title="", metric="valid_loss", mode="min", stage="train", trials=trials)
-    page = write_summary(study, tmp_path, figures=False).read_text()
-    text = (tmp_path / "summary.md").read_text()
-    assert page.count('<a href="trials/00000/report.html">report</a>') == 2  # as the best one, too
-    assert "| [0](trials/00000/) [report](trials/00000/report.html) [figures](trials/" in text
-    assert '<a href="trials/00001/figures">figures</a>' in page
-    assert "trials/00001/report.html" not in page + text
-    assert "trials/00002/figures" not in page + text
+def test_what_a_training_has_recorded(tmp_path: Path) -> None:
+    """Numbers of epochs that were validated, of plugins too; a line that a kill cut is left out."""
+    lines = [
+        {"event": "epoch", "epoch": 1, "step": 4, "loss": 2.0, "valid_loss": 0.5, "mine/x": 3.0},
+        {"event": "epoch", "epoch": 2, "step": 8, "loss": 1.0},
+        {"event": "step", "epoch": 2, "step": 9, "loss": 1.0, "valid_loss": 1.0},
+        {"event": "epoch", "epoch": 3, "step": 12, "loss": 0.5, "valid_loss": 0.25},
+    ]
+    text = "\n".join(json.dumps(line) for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '\n{"event": "ep')
+    found = reported(tmp_path, "valid_loss")
+    assert [(epoch, value) for epoch, value, _ in found] == [(1, 0.5), (3, 0.25)]
+    assert found[1][2] == {"loss": 0.5, "valid_loss": 0.25}
+    assert [value for _, value, _ in reported(tmp_path, "mine/x")] == [3.0]
+    assert reported(tmp_path / "none", "loss") == []
 
 
 @pytest.mark.parametrize(
@@ -180,17 +199,24 @@ def test_what_cannot_be_evaluated_is_refused(changes: tuple[str, ...], told: str
 def test_a_trial_of_inference_is_drawn(trained: Path, tmp_path: Path) -> None:
     """The report of its first observation set, with the experiment's own configuration."""
     experiment = tiny(*TINY[:-1], f"model.pretrained={trained / 'model'}", "assimilate.members=16")
-    from sda_ray.sweep import table_of
-
     space = {"guidance.gamma": {"choice": [1.0, 2.0]}}
     (tmp_path / "data").symlink_to(trained / "data")
-    job = Job(
-        directory=str(tmp_path), table=table_of(experiment), space=space, stage="assimilate",
-        metric="crps", sets=2,
-    )  # fmt: skip
-    do_trial(job, 0, {"guidance.gamma": 2.0}, lambda done, value: None, lambda: None)
-    folder = job.trial(0)
-    assert json.loads((folder / "result.json").read_text())["state"] == "finished"
+    job = context(
+        tmp_path,
+        table=table_of(experiment),
+        space=space,
+        stage="assimilate",
+        metric="crps",
+        sets=2,
+    )
+    folder, seen = job.trial(0), []
+    folder.mkdir(parents=True)
+    job.link_data(0)
+    flag: Any = Flag()
+    given = {"guidance.gamma": 2.0}
+    outcome = run_trial(job, 0, given, lambda done, value, _: seen.append(done), flag)
+    assert outcome["state"] == "finished", outcome
+    assert seen == [1, 2]
     assert {"posterior.png", "observations.png", "rank-histogram.png"} <= names(folder / "figures")
     page = (folder / "report.html").read_text()
     assert str(trained / "model") in page

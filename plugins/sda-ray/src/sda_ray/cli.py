@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sda_core.cli.stages import Overrides, Quiet, Source
+from sda_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from sda_core.experiment import Experiment
-    from sda_ray.sweep import RayTune
+    from sda_ray.tune.config import RayTune
 
 
 def sweep(
@@ -25,11 +28,24 @@ def sweep(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Address of the Ray cluster that does the trials: auto, or ray://HOST:10001."
+            help="Address of the Ray cluster that this machine is part of: auto, or HOST:6379."
+        ),
+    ] = None,
+    submit: Annotated[
+        str | None,
+        typer.Option(
+            help="Run the sweep as a job on another cluster, and fetch what it found by "
+            "cluster.storage: http://HEAD:8265."
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the study in the directory.")
+        bool, typer.Option("--resume", help="Continue the study in the directory.")
+    ] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="Start another study beside the one in the directory.")
+    ] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete the study in the directory, and start anew.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done, and stop.")
@@ -39,6 +55,8 @@ def sweep(
     """Search the settings in [sweep.space] for the best ones, by many trials."""
     from sda_core.experiment import load_experiment
 
+    if resume + new + delete > 1:
+        raise ConfigError("--resume, --new and --delete exclude each other: give one of them")
     source = Path(experiment)
     is_study = (source / "optuna.db").is_file()
     changes = list(overrides or ())
@@ -52,19 +70,34 @@ def sweep(
             changes.insert(0, f"model.pretrained={json.dumps(str(source / 'model'))}")
     loaded = load_experiment(experiment, changes)
     folder = directory or (source if is_study else Path("sweeps") / source.stem)
+    if new:
+        folder = _next_to(folder)
     searched = loaded.require("sweep", "`sda sweep`")
+    searched.check(loaded)
     if dry_run:
-        searched.check(loaded)
         typer.echo(_plan(searched, loaded, folder))
         return
-    summary = searched.run(loaded, folder, resume=resume, progress=not quiet)
+    if delete and (folder / "optuna.db").is_file():
+        shutil.rmtree(folder)
+    if submit is not None:
+        from sda_ray.submit import submit_sweep
+
+        summary = submit_sweep(submit, loaded, folder, resume=resume, progress=not quiet)
+    else:
+        summary = searched.run(loaded, folder, resume=resume, progress=not quiet)
     typer.echo(f"best trial: {folder / 'best'}")
     typer.echo(f"summary: {summary}")
 
 
+def _next_to(folder: Path) -> Path:
+    """The first of NAME, NAME-2, NAME-3, ... in which there is no study."""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([folder], names) if not each.exists())
+
+
 def _plan(sweep: RayTune, experiment: Experiment, folder: Path) -> str:
     """What a sweep would do, in words."""
-    from sda_ray.space import Space
+    from sda_ray.tune.search_space import Space
 
     searched = "lowest" if sweep.mode == "min" else "highest"
     unit = "epochs" if sweep.stage == "train" else "observation sets"

@@ -1,4 +1,4 @@
-r"""Scores of single variables, by which trials are told apart.
+r"""Scores of single variables, and of a denoiser on held-out windows.
 
 For an estimate e of x, over all values of a variable:
 
@@ -12,6 +12,7 @@ the mean of x and nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
 import attrs
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor
 
 from sda_core.data import TrajectoryStore, split_path
-from sda_core.experiment import Run
 from sda_core.model import TrainedModel
 from sda_core.random import MemberNoise
 
@@ -70,16 +70,16 @@ class Denoised:
     estimate: Tensor
 
 
-def denoise(run: Run, model: TrainedModel) -> list[Denoised]:
+def denoise(data: Path, model: TrainedModel) -> list[Denoised]:
     """Denoise windows of the test split, at each of :data:`NOISE_LEVELS`; none without a split.
 
     Windows and noise are the same for all models of a window's width.
 
     Args:
-        run: The run, which has data.
-        model: Its model.
+        data: The data of a run.
+        model: The model.
     """
-    path = split_path(run.data, "test")
+    path = split_path(data, "test")
     if not path.is_file():
         return []
     store, window = TrajectoryStore(path), model.config.window

@@ -35,14 +35,14 @@ class Parameter:
         path: The dotted path.
         kind: Which of the four keys says the values.
         values: The two ends, or the choices.
-        step: Distance of integers.
+        step: Distance of values between the ends; None for all numbers.
         when: The other paths that it depends on, and for which of their values it exists.
     """
 
     path: str
     kind: str
     values: tuple[Any, ...]
-    step: int = 1
+    step: float | None = None
     when: Mapping[str, tuple[Any, ...]] = attrs.Factory(dict)
 
     @property
@@ -59,11 +59,21 @@ class Parameter:
         """The first and the last value."""
         return self.values[0], self.values[-1]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether it has finitely many values."""
+        return self.kind == "choice" or self.step is not None
+
     def all(self) -> tuple[Any, ...]:
-        """All its values, of a choice or integers."""
-        if self.kind == "choice":
+        """All its values, where these are finitely many."""
+        if self.kind == "choice" or self.step is None:
             return self.values
-        return tuple(range(self.values[0], self.values[1] + 1, self.step))
+        low, high = self.ends
+        number = int if self.kind == "integers" else float
+        return tuple(
+            number(round(low + i * self.step, 12))
+            for i in range(round((high - low) / self.step) + 1)
+        )
 
     def suggest(self, trial: optuna.Trial) -> Any:
         """Let a search choose a value."""
@@ -71,8 +81,9 @@ class Parameter:
         if self.kind == "choice":
             return self.value_of(trial.suggest_categorical(self.path, self.labels))
         if self.kind == "integers":
-            return trial.suggest_int(self.path, low, high, step=self.step)
-        return trial.suggest_float(self.path, low, high, log=self.kind == "log_range")
+            return trial.suggest_int(self.path, low, high, step=int(self.step or 1))
+        log = self.kind == "log_range"
+        return trial.suggest_float(self.path, low, high, log=log, step=self.step)
 
     def value_of(self, label: Any) -> Any:
         """The value that a label in the database stands for."""
@@ -101,12 +112,12 @@ def read_parameter(path: str, leaf: Any) -> Parameter:
             f"{', '.join(KINDS)}, such as {{ {_EXAMPLES['log_range']} }}"
         )
     kind = kinds[0]
-    known = (kind, "when", "step") if kind == "integers" else (kind, "when")
+    known = (kind, "when", "step") if kind in ("integers", "range") else (kind, "when")
     for key in leaf:
         if key not in known:
             hint = f"did you mean {match!r}? " if (match := nearest(key, known)) else ""
             raise ConfigError(f"{where}.{key}: unknown key, {hint}allowed: {', '.join(known)}")
-    values, step = leaf[kind], leaf.get("step", 1)
+    values, step = leaf[kind], leaf.get("step", 1 if kind == "integers" else None)
     if not isinstance(values, list | tuple):
         raise ConfigError(f"{where}.{kind}: got {values!r}, allowed: a list, as {_EXAMPLES[kind]}")
     if kind == "choice":
@@ -147,11 +158,14 @@ def _check_ends(where: str, kind: str, values: Any, step: Any) -> None:
             f"{where}.{kind}: got {list(values)}, allowed: "
             f"{what or 'two numbers, the smaller first'}, as {_EXAMPLES[kind]}"
         )
-    if kind != "integers":
+    if step is None:
         return
-    if not isinstance(step, int) or step < 1 or (values[1] - values[0]) % step:
+    is_number = isinstance(step, number) and not isinstance(step, bool) and step > 0
+    steps = (values[1] - values[0]) / step if is_number else 0.5
+    if not is_number or abs(steps - round(steps)) > 1e-9 * max(1.0, steps):
+        whole = "whole " if kind == "integers" else ""
         raise ConfigError(
-            f"{where}.step: got {step!r}, allowed: a whole number that divides "
+            f"{where}.step: got {step!r}, allowed: a {whole}number that divides "
             f"{values[1]} - {values[0]}"
         )
 
@@ -166,8 +180,11 @@ def wrong_conditions(parameter: Parameter, found: Mapping[str, Parameter]) -> It
             continue
         other = found[path]
         for value in allowed:
-            if other.kind.endswith("range"):
-                yield f"{where}: {path} is a {other.kind}; only a choice or integers can be asked"
+            if not other.is_finite:
+                yield (
+                    f"{where}: {path} is a {other.kind}; only a choice, integers or a range with a "
+                    "step can be asked"
+                )
             elif value not in other.all():
                 yield f"{where}: got {value!r}, allowed: {', '.join(map(repr, other.all()))}"
         if _depends(found, path, parameter.path, set()):

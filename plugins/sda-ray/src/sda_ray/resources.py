@@ -1,7 +1,10 @@
-"""What a group of workers takes, and what a cluster has."""
+"""What workers need, and what a cluster has."""
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from typing import Any
 
 import attrs
@@ -10,8 +13,8 @@ from sda_core.errors import ClusterError
 
 
 @attrs.frozen
-class Workers:
-    """The processes of a group.
+class WorkerResources:
+    """The workers of a trial or training.
 
     Attributes:
         number: How many there are.
@@ -25,18 +28,18 @@ class Workers:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What each has, in Ray's words."""
+        """What each has, by Ray's names."""
         asked = {"CPU": self.cpus, "GPU": self.gpus or 0.0}
         return {name: value for name, value in asked.items() if value}
 
     @property
     def text(self) -> str:
-        """In words."""
+        """The same in words."""
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
         return f"{self.number} workers of {self.cpus:g} CPUs{gpus} each"
 
-    def there(self) -> str:
-        """What there is, in words."""
+    def available(self) -> str:
+        """What the cluster has, in words."""
         import ray
 
         whole, free = ray.cluster_resources(), ray.available_resources()
@@ -46,8 +49,8 @@ class Workers:
         )
         return f"the cluster has {cpus} and {gpus}"
 
-    def room(self) -> int:
-        """How many such workers the machines of the cluster have room for."""
+    def capacity(self) -> int:
+        """How many such workers fit on the machines of the cluster."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -56,7 +59,9 @@ class Workers:
             for node in nodes
         )
 
-    def checked(self, keys: str = "--workers, --gpus-per-worker, cluster.worker_cpus") -> Workers:
+    def checked(
+        self, keys: str = "--workers, --gpus-per-worker, cluster.worker_cpus"
+    ) -> WorkerResources:
         """The same, with the number of GPUs.
 
         Args:
@@ -71,12 +76,12 @@ class Workers:
             there = ray.cluster_resources().get("GPU", 0.0)
             asked: Any = self
             gpus = 1.0 if there >= self.number else 0.0
-            return Workers.checked(attrs.evolve(asked, gpus=gpus), keys)
-        if (room := self.room()) >= self.number or self._may_grow():
+            return WorkerResources.checked(attrs.evolve(asked, gpus=gpus), keys)
+        if (capacity := self.capacity()) >= self.number or self._may_grow():
             return self
         raise ClusterError(
-            f"asked for {self.text}, but {self.there()}, which is room for {room}: ask for fewer "
-            f"or smaller ones ({keys}), or give the address of a larger cluster"
+            f"asked for {self.text}, but {self.available()}, which is room for {capacity}: ask for "
+            f"fewer or smaller ones ({keys}), or give the address of a larger cluster"
         )
 
     def _may_grow(self) -> bool:
@@ -87,3 +92,20 @@ class Workers:
         if not most:
             return False
         return all(self.number * v <= most.get(name, 0) for name, v in self.resources.items())
+
+
+def exit_with_raylet() -> None:
+    """End this process as soon as the Ray process that started it is gone: Ray takes seconds."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def hide_gpus() -> None:
+    """Let a process without GPUs see none: Ray leaves all visible to it."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -11,20 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from sda_core.figures import (
+from sda_core.evaluation.denoiser import Denoised
+from sda_core.figures.base import (
     OBSERVED,
     POSTERIOR,
     SEQUENTIAL,
     STYLE,
     TRUTH,
-    Maps,
     Picture,
-    Plane,
-    ensemble_panels,
     with_units,
 )
+from sda_core.figures.maps import Maps, Plane
+from sda_core.figures.panels import ensemble_panels
 from sda_core.system import SystemSpec
-from sda_ray.scores import Denoised
 
 #: Most variables, and most times, that are drawn.
 _VARIABLES, _TIMES = 6, 5

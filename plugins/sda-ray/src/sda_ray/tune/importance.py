@@ -1,4 +1,4 @@
-"""Which parameters decide how good a trial is.
+"""Which parameters decide how good a trial is, and what chance alone would say.
 
 References:
     - Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
@@ -7,27 +7,22 @@ References:
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, create_trial
 
-from sda_ray.parameters import Parameter, parameters_of, spelled
-from sda_ray.study import Study, is_finite
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
+from sda_ray.tune.study import Study
 
 #: Of fewer trials nothing can be told.
 FEWEST_TRIALS = 10
-
 #: The best trials, whose parameters are compared with those of all: their share, and how many of
 #: them there are at least, but never more than half.
 _BEST_SHARE, _FEWEST_BEST = 0.1, 8
-
 #: Random orders of the trials, and the share of them that is under what counts as chance.
 _ORDERS, _CHANCE = 60, 0.95
 
@@ -49,85 +44,70 @@ class Importance:
 def importance(study: Study) -> dict[str, Importance]:
     """How much each parameter decides whether a trial is among the best.
 
-    The best are a tenth of the trials, or eight, or half of them if there are fewer than 16. A
-    parameter that is spread in them as it is in all trials has no importance. Only the order of the
-    trials plays a part, so those that were pruned count too, after all that finished; those that
-    failed do not.
+    The best are a tenth of the trials, or eight, or half of them if there are fewer than 16. Only
+    the order of the trials plays a part, so those that were pruned count too, after all that
+    finished; those that failed do not.
 
     Returns:
         Importances by dotted path, the largest first, of the parameters that vary; empty if fewer
         than :data:`FEWEST_TRIALS` trials have a value, or all have the same one.
     """
     sign = 1 if study.mode == "min" else -1
-    trials = [t for t in study.trials if t.state in ("finished", "pruned") and is_finite(t.value)]
+    trials = [t for t in study.trials if t.state in ("finished", "pruned")]
+    trials = [t for t in trials if t.value is not None and math.isfinite(t.value)]
     goodness = [(t.state == "pruned", sign * (t.value or 0.0)) for t in trials]
-    axes = {axis.path: axis for axis in parameters_of(study, trials) if not axis.is_constant}
-    if len(trials) < FEWEST_TRIALS or len(set(goodness)) == 1 or not axes:
+    frozen = study.optuna.get_trials(deepcopy=False)
+    copies = [frozen[trial.number] for trial in trials]
+    tried: dict[str, set[str]] = {}
+    for trial in copies:
+        for path, value in trial.params.items():
+            tried.setdefault(path, set()).add(repr(value))
+    varied = {path for path, values in tried.items() if len(values) > 1}
+    if len(trials) < FEWEST_TRIALS or len(set(goodness)) == 1 or not varied:
         return {}
     places = {good: place for place, good in enumerate(sorted(set(goodness)))}
     ranks = np.array([places[good] for good in goodness])
     random = np.random.default_rng(0)
     orders = [ranks, *(random.permutation(ranks) for _ in range(_ORDERS))]
-    found, *chance = _importances([t.parameters for t in trials], axes, orders)
+    found, *chance = _importances(copies, varied, orders)
     total = sum(found.values()) or 1.0
     return {
         path: Importance(
             share=value / total,
             # Random orders may give more than all parameters together have in the real one.
-            by_chance=min(
-                1.0, float(np.quantile([other[path] for other in chance], _CHANCE)) / total
-            ),
+            by_chance=min(1.0, float(np.quantile([c[path] for c in chance], _CHANCE)) / total),
         )
         for path, value in found.items()
     }
 
 
 def _importances(
-    parameters: Sequence[dict[str, Any]], axes: dict[str, Parameter], orders: list[np.ndarray]
+    trials: list[FrozenTrial], varied: set[str], orders: list[np.ndarray]
 ) -> list[dict[str, float]]:
     """Importances for each order of the trials."""
-    import optuna
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of the name of this study
     try:
         search = optuna.create_study()
     finally:
         optuna.logging.set_verbosity(verbosity)
-    distributions = {path: _distribution(axis) for path, axis in axes.items()}
-    for given in parameters:
-        varied = {path: value for path, value in given.items() if path in axes}
-        search.add_trial(
-            optuna.trial.create_trial(
-                params={p: spelled(v) if axes[p].categories else v for p, v in varied.items()},
-                distributions={path: distributions[path] for path in varied},
-                value=0.0,
-            )
-        )
-    best = min(0.5, max(_BEST_SHARE, _FEWEST_BEST / len(parameters)))
+    for trial in trials:
+        kept = {path: value for path, value in trial.params.items() if path in varied}
+        given = {path: trial.distributions[path] for path in kept}
+        search.add_trial(create_trial(params=kept, distributions=given, value=0.0))
+    best = min(0.5, max(_BEST_SHARE, _FEWEST_BEST / len(trials)))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
     found = []
     with warnings.catch_warnings():
         # That few trials have a conditional parameter is what the comparison with chance is for.
         warnings.simplefilter("ignore")
         for order in orders:
-
-            def rank(trial: FrozenTrial, order: np.ndarray = order) -> float:
-                return float(order[trial.number])
-
             found.append(
-                get_param_importances(search, evaluator=evaluator, target=rank, normalize=False)
+                get_param_importances(
+                    search,
+                    evaluator=evaluator,
+                    target=lambda trial, order=order: float(order[trial.number]),  # type: ignore[misc]
+                    normalize=False,
+                )
             )
     return found
-
-
-def _distribution(axis: Parameter) -> BaseDistribution:
-    """Optuna's words for an axis."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if axis.categories:
-        return CategoricalDistribution(axis.categories)
-    if axis.integer:
-        return IntDistribution(int(axis.low), int(axis.high))
-    return FloatDistribution(axis.low, axis.high, log=axis.log)

@@ -1,12 +1,13 @@
 """What a sweep varies: dotted paths of the configuration, each with the values it may take.
 
-A space is a table whose leaves are tables with one of four keys::
+A space is a table whose leaves are tables with one of four keys; lists are entered by number::
 
     train.learning_rate = { log_range = [1e-4, 1e-2] }
     guidance.gamma      = { range = [0.001, 0.1] }
     sampler.steps       = { integers = [16, 128], step = 16 }
     kernel.name         = { choice = ["mlp", "transformer"] }
     kernel.depth        = { integers = [2, 6], when = { "kernel.name" = "mlp" } }
+    train.variable_weights.0 = { range = [0.5, 2.0], step = 0.5 }
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import attrs
 
 from sda_core.config import structure
 from sda_core.errors import ConfigError, SDAError
-from sda_ray.placing import place
-from sda_ray.space_parameter import KINDS, TABLE, Parameter, read_parameter, wrong_conditions
+from sda_ray.tune.parameter import KINDS, TABLE, Parameter, read_parameter, wrong_conditions
+from sda_ray.tune.paths import set_by_path
 
 if TYPE_CHECKING:
     import optuna
@@ -90,13 +91,13 @@ class Space:
         """All combinations of values.
 
         Raises:
-            ConfigError: A range has no end of values.
+            ConfigError: A range without a step has no end of values.
         """
         _raise(
             f"{TABLE}.{p.path}: search = 'grid' tries all values, and {p.kind} has no end of "
-            "them; give a choice, or another search"
+            "them; give a choice, a range with a step, or another search"
             for p in self.parameters
-            if p.kind in ("range", "log_range")
+            if not p.is_finite
         )
         combinations: list[dict[str, Any]] = [{}]
         for parameter in self.parameters:
@@ -133,7 +134,7 @@ class Space:
         result: dict[str, Any] = json.loads(json.dumps(table))
         for parameter in self.parameters:
             if parameter.path in values:
-                place(result, parameter.path, values[parameter.path])
+                set_by_path(result, parameter.path, values[parameter.path])
         return result
 
     def check(self, table: Mapping[str, Any]) -> None:

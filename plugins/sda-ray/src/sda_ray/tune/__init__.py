@@ -1,0 +1,1 @@
+"""Sweeps: trials by Ray Tune, searched by Optuna."""

@@ -1,0 +1,187 @@
+"""Sweeps by Ray Tune, searched by Optuna.
+
+References:
+    - Liaw et al., "Tune: A Research Platform for Distributed Model Selection and Training", 2018,
+      https://arxiv.org/abs/1807.05118
+    - Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Framework", 2019,
+      https://arxiv.org/abs/1907.10902
+    - Li et al., "A System for Massively Parallel Hyperparameter Tuning" (ASHA), 2020,
+      https://arxiv.org/abs/1810.05934
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+from sda_core.config import (
+    Check,
+    at_least,
+    component,
+    non_negative,
+    option,
+    positive,
+    unstructure,
+)
+from sda_core.errors import ConfigError
+from sda_core.experiment import Experiment
+from sda_core.io.progress import ProgressOption
+from sda_core.sweep import Sweep
+from sda_ray.resources import WorkerResources
+from sda_ray.tune.search_space import Space, leaves
+
+
+@component
+class SchedulerConfig:
+    """Which trials are ended early."""
+
+    name: Literal["none", "median", "asha", "pbt"] = option(
+        default="none",
+        help="none; median: those worse than the median of the others' running means; asha: "
+        "successive halving, those not among the best at certain epochs; pbt: none, but the worst "
+        "go on from the weights of the best, with settings near theirs",
+    )
+    grace_period: int = option(
+        default=1, check=at_least(1), help="epochs, or observation sets, before any is ended"
+    )
+    reduction_factor: float = option(
+        default=3.0,
+        check=Check("greater than 1", lambda v: v > 1),
+        help="asha: one in so many goes on, and for so many times longer",
+    )
+    interval: int = option(
+        default=10, check=at_least(1), help="pbt: epochs between two such comparisons"
+    )
+
+
+@component
+class RayTune(Sweep):
+    """Trials on a Ray cluster, by Ray Tune, searched by Optuna.
+
+    Good values: ``search = "tpe"`` with at least 20 trials, ``asha`` with a grace period of a tenth
+    of the epochs.
+    """
+
+    stage: Literal["train", "assimilate"] = option(
+        default="train",
+        help="what a trial does: train a model, or infer with one that is trained",
+    )
+    metric: str = option(
+        default="valid_loss",
+        help="what is compared: any number that the stage reports, by name. Of a training "
+        "valid_loss, loss, ...; of an assimilation a score, such as crps, wasserstein1, rmse or "
+        "rmse/VARIABLE",
+    )
+    mode: Literal["min", "max"] = option(
+        default="min", help="whether a small or a large one is good"
+    )
+    trials: int = option(default=20, check=at_least(1), help="number of trials")
+    seed: int = option(default=0, check=non_negative, help="seed of the search")
+    search: Literal["random", "grid", "tpe", "cma-es"] = option(
+        default="tpe", help="how values are chosen; cma-es needs the package cmaes"
+    )
+    startup_trials: int = option(
+        default=10,
+        check=at_least(1),
+        help="trials before tpe and cma-es go by earlier ones, and before median ends any",
+    )
+    scheduler: SchedulerConfig = option(
+        default=SchedulerConfig(), help="which trials are ended early"
+    )
+    cpus_per_trial: float = option(
+        default=1.0, check=positive, help="CPUs of a trial, or of each of its workers"
+    )
+    gpus_per_trial: float = option(
+        default=0.0,
+        check=non_negative,
+        help="GPUs of a trial, or of each of its workers, or which part of one",
+    )
+    workers_per_trial: int = option(
+        default=1,
+        check=at_least(1),
+        help="train: processes that train a trial's model together, as by `sda train --workers`",
+    )
+    concurrency: int | None = option(
+        default=None,
+        check=at_least(1),
+        help="trials at the same time; as many as the cluster has room for if not set",
+    )
+    time_budget: float | None = option(
+        default=None, check=positive, units="s", help="time after which the study is left"
+    )
+    retries: int = option(
+        default=2,
+        check=non_negative,
+        help="how often to resume a trial whose process or machine died",
+    )
+    observation_sets: int = option(
+        default=4,
+        check=at_least(1),
+        help="assimilate: trajectories of the test split that each trial infers",
+    )
+    predictions: bool = option(
+        default=False, help="assimilate: whether the posteriors of each trial are kept"
+    )
+    evaluate: bool = option(
+        default=False,
+        help="train: whether what each finished trial has trained is evaluated, too, as by `sda "
+        "assimilate` and `sda evaluate`",
+    )
+    space: dict[str, Any] = option(
+        help="what is varied: by dotted path a table with range, log_range, integers or choice"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        space = Space.parse(self.space)
+        if self.search == "grid":
+            space.grid()
+        if self.search == "cma-es" and importlib.util.find_spec("cmaes") is None:
+            raise ConfigError(
+                "search = 'cma-es' needs the package cmaes: pip install 'sda-ray[cma-es]', or "
+                "choose another search"
+            )
+        if self.search == "cma-es":
+            space.check_numbers()
+
+    @property
+    def workers(self) -> WorkerResources:
+        """The workers of a trial."""
+        return WorkerResources(self.workers_per_trial, self.cpus_per_trial, self.gpus_per_trial)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The table, with the space by path."""
+        whole: Any = self
+        return unstructure(whole) | {"space": dict(leaves(self.space))}
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse what cannot be done with an experiment, before anything is started.
+
+        Raises:
+            ConfigError: Says what, by key.
+        """
+        from sda_ray.tune.preflight import check
+
+        check(self, experiment)
+
+    def longest(self, experiment: Experiment) -> int:
+        """The most epochs, or observation sets, of a trial."""
+        if self.stage == "assimilate":
+            return self.observation_sets
+        found = [p for p in Space.parse(self.space).parameters if p.path == "train.epochs"]
+        return max(found[0].values) if found else experiment.train.epochs
+
+    def run(
+        self,
+        experiment: Experiment,
+        directory: str | Path,
+        *,
+        resume: bool = False,
+        progress: ProgressOption = True,
+    ) -> Path:
+        """Do the trials; see :meth:`sda_core.sweep.Sweep.run`."""
+        self.check(experiment)
+        from sda_ray.tune.tuner import run  # imports ray and optuna
+
+        return run(self, experiment, Path(directory), resume=resume, progress=progress)

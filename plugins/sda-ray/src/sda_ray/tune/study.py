@@ -1,0 +1,266 @@
+"""The record of a sweep: an Optuna study in SQLite, ``optuna.db``, and nothing else.
+
+What Optuna has no field for is a user attribute: of a trial its directory, seconds, cause and all
+its metrics by name; of the study its title, settings and versions.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from sda_core.errors import SweepError
+from sda_core.io.files import plain
+from sda_ray.tune.search_space import Space
+
+#: How a trial can stand. "stopped": it had not ended when the study was stopped.
+State = Literal["finished", "pruned", "failed", "stopped", "running"]
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+#: User attributes of a trial that are no metrics.
+_FIELDS = ("directory", "seconds", "cause", "error", "planned_epochs", "parameters", "stopped")
+DATABASE = "optuna.db"
+
+
+@attrs.frozen(kw_only=True)
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        number: Its number in the study, from 0.
+        state: How it stands.
+        parameters: Dotted paths and their values; only those that exist in this trial.
+        value: The metric of the sweep: the best one of the curve for a training, the mean over
+            observation sets for an assimilation; None if there is none.
+        error: Standard error of the value over observation sets, where there are several.
+        metrics: All metrics by name, those of single variables as ``"rmse/x"``.
+        curve: Epochs, or observation sets, that were done, and the metric after each.
+        epochs: Epochs that were done.
+        planned_epochs: Epochs that a trial has when it is not pruned.
+        directory: Its run directory, relative to that of the study.
+        cause: Why it was pruned, or failed.
+        seconds: Time that it took [s].
+    """
+
+    number: int
+    state: State
+    parameters: dict[str, Any] = attrs.Factory(dict)
+    value: float | None = None
+    error: float | None = None
+    metrics: dict[str, float | None] = attrs.Factory(dict)
+    curve: tuple[tuple[int, float], ...] = ()
+    epochs: int | None = None
+    planned_epochs: int | None = None
+    directory: str
+    cause: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is finished, pruned or failed."""
+        return self.state in ("finished", "pruned", "failed")
+
+
+class Study:
+    """All trials of a sweep, as they are in the database.
+
+    Args:
+        study: The study of Optuna.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.optuna, self._facts = study, study.user_attrs
+        self._open: dict[int, optuna.Trial] = {}
+        self._before: dict[int, float] = {}  # seconds that trials took in earlier calls
+
+    @classmethod
+    def create(cls, directory: Path, facts: Mapping[str, Any]) -> Study:
+        """The study in a directory, which is made if there is none.
+
+        Args:
+            directory: The directory.
+            facts: ``title``, ``metric``, ``mode``, ``stage``, ``settings`` and ``versions``.
+        """
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        url = f"sqlite:///{directory / DATABASE}"
+        names = optuna.get_all_study_names(url)  # the directory may have had another name
+        study = optuna.create_study(
+            storage=url,
+            study_name=names[0] if names else directory.name,
+            direction="minimize" if facts["mode"] == "min" else "maximize",
+            pruner=optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+        resumed = study.user_attrs["resumed"] + 1 if "resumed" in study.user_attrs else 0
+        for key, value in {**facts, "resumed": resumed}.items():
+            study.set_user_attr(key, plain(value))
+        return cls(study)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Study:
+        """Read the study in a directory.
+
+        Raises:
+            SweepError: There is none, or it is not one of a sweep.
+        """
+        path = Path(directory) / DATABASE
+        if not path.is_file():
+            raise SweepError(
+                f"{path} does not exist: give the directory of a study, as `sda sweep` wrote it"
+            )
+        try:
+            study = cls(optuna.load_study(study_name=None, storage=f"sqlite:///{path}"))
+            study.space  # noqa: B018 - it is read
+        except Exception as error:  # Optuna and SQLAlchemy raise what they like
+            raise SweepError(
+                f"{path} is not the study of a sweep ({error!r}): it was changed, or another "
+                "version of sda-ray wrote it"
+            ) from error
+        return study
+
+    # --- what it was ---
+
+    def __getattr__(self, name: str) -> Any:
+        """The facts that the study was created with, such as ``title``."""
+        try:
+            return self._facts[name]
+        except KeyError:
+            raise AttributeError(f"the study has no {name!r}") from None
+
+    @property
+    def seconds(self) -> float:
+        """Time that the study took, over all calls [s]."""
+        return float(self.optuna.user_attrs.get("seconds", 0.0))
+
+    @cached_property
+    def space(self) -> Space:
+        """What is varied."""
+        return Space.parse(self._facts["settings"]["space"])
+
+    # --- how it stands ---
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        """The trials that were given something to try, in the order of their numbers."""
+        frozen = self.optuna.get_trials(deepcopy=False)
+        return [self._record(trial) for trial in frozen if "directory" in trial.user_attrs]
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The finished trial of the best value, the first one of equal ones; None without one.
+
+        A pruned trial is never the best: it was compared at fewer epochs than the others have.
+        """
+        sign = 1 if self.mode == "min" else -1
+        found = [(sign * t.value, t.number, t) for t in self.trials if _is_valued(t)]  # type: ignore[operator]
+        return min(found)[-1] if found else None
+
+    @property
+    def epochs_saved(self) -> int:
+        """Epochs that pruned trials were spared."""
+        pruned = [t for t in self.trials if t.state == "pruned" and t.planned_epochs]
+        return sum((t.planned_epochs or 0) - (t.epochs or 0) for t in pruned)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Numbers of trials by state, of those states that occur."""
+        return dict(Counter(trial.state for trial in self.trials))
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        given = trial.user_attrs
+        curve = tuple(sorted(trial.intermediate_values.items()))
+        state = _STATES[trial.state]
+        values = [value for _, value in curve]
+        best = {"min": min, "max": max}[self.mode]
+        trains = self.stage == "train"
+        reached = (best(values) if trains else values[-1]) if values else None
+        return TrialRecord(
+            number=trial.number,
+            state="stopped" if state == "running" and given.get("stopped") else state,
+            parameters=given.get("parameters") or self.space.values_of(trial.params),
+            value=trial.value if state == "finished" else reached,
+            metrics={k: v for k, v in given.items() if k not in _FIELDS},
+            curve=curve,
+            epochs=curve[-1][0] if trains and curve else None,
+            **{k: given[k] for k in _FIELDS if k in given and k not in ("parameters", "stopped")},
+        )
+
+    # --- how it goes on ---
+
+    def start(self, trial: optuna.Trial, planned_epochs: int | None) -> TrialRecord:
+        """Record that a trial starts, or is resumed."""
+        attributes = trial.user_attrs
+        self._open[trial.number] = trial
+        self._before[trial.number] = attributes.get("seconds", 0.0)
+        trial.set_user_attr("stopped", False)
+        trial.set_user_attr("planned_epochs", planned_epochs)
+        trial.set_user_attr("directory", f"trials/{trial.number:05d}")
+        return self[trial.number]
+
+    def __getitem__(self, number: int) -> TrialRecord:
+        return self._record(self.optuna.get_trials(deepcopy=False)[number])
+
+    def report(
+        self, number: int, epoch: int, value: float, seconds: float, parameters: dict[str, Any]
+    ) -> None:
+        """Record a value of the metric; one of an epoch that is known already changes nothing."""
+        trial, known = self._open[number], self[number]
+        if epoch <= (known.curve[-1][0] if known.curve else 0) or not math.isfinite(value):
+            return
+        trial.report(value, epoch)
+        trial.set_user_attr("seconds", round(self._before[number] + seconds, 3))
+        if parameters != known.parameters:  # a scheduler has changed them
+            trial.set_user_attr("parameters", parameters)
+
+    def end(self, number: int, state: State, outcome: Mapping[str, Any]) -> None:
+        """Record that a trial has ended, or was stopped.
+
+        Args:
+            number: Its number.
+            state: How it stands.
+            outcome: What else is known of it: ``value``, ``error``, ``cause`` and ``metrics``.
+        """
+        trial, known = self._open[number], self[number]
+        if known.has_ended:
+            return
+        if state == "stopped":
+            trial.set_user_attr("stopped", True)
+            return
+        value = outcome.get("value", known.value)
+        if state == "finished" and (value is None or not math.isfinite(value)):
+            state, outcome = "failed", {**outcome, "cause": f"its {self.metric} is {value}"}
+        metrics = outcome.get("metrics", {})
+        for key, item in {**{k: outcome.get(k) for k in ("cause", "error")}, **metrics}.items():
+            if (finite := plain(item)) is not None:
+                trial.set_user_attr(key, finite)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if state == "finished":
+                self.optuna.tell(trial, value)
+            else:
+                pruned = state == "pruned"
+                self.optuna.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
+
+    def stop(self, seconds: float) -> None:
+        """Record that nothing runs any more, and how long it took."""
+        self.optuna.set_user_attr("seconds", round(seconds, 3))
+        for trial in self.trials:
+            if trial.state == "running" and trial.number in self._open:
+                self.end(trial.number, "stopped", {})
+
+
+def _is_valued(trial: TrialRecord) -> bool:
+    return trial.state == "finished" and trial.value is not None

@@ -1,0 +1,304 @@
+"""What a trial does, in a process of its own: a function that reports to Ray Tune.
+
+Each report waits until the scheduler has decided; a trial that is pruned ends there, and keeps its
+last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+from ray import tune
+
+from sda_core import stages
+from sda_core.cluster import Lent
+from sda_core.config import component
+from sda_core.errors import SDAError, SweepError
+from sda_core.evaluation.denoiser import denoise, denoising_scores, variable_scores
+from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.experiment import Experiment, Run
+from sda_core.io import xarray as xarray_io
+from sda_core.io.files import write_text
+from sda_core.model import TrainedModel
+from sda_core.plugins import default_manager
+from sda_core.random import seeded_generator
+from sda_core.stages.assimilation import infer
+from sda_core.stages.common import POSTERIOR, REFERENCE, stream
+from sda_ray.cluster import Ray
+from sda_ray.resources import WorkerResources, exit_with_raylet, hide_gpus
+from sda_ray.storage import upload
+from sda_ray.sync import WorkerCopy, synced
+from sda_ray.tune.callbacks import (
+    Report,
+    StopFlag,
+    StudyStopped,
+    TrialCallback,
+    forwarding,
+    report_to_tune,
+)
+from sda_ray.tune.context import TrialContext
+from sda_ray.tune.searcher import TIME, VALUE
+
+#: What a training is resumed from, in its run directory.
+TRAINED = ("checkpoints", "history.json", "metrics.jsonl")
+
+
+def trainable(config: dict[str, Any], context: TrialContext, flag: StopFlag) -> None:
+    """Run a trial, and report what it found; what goes wrong is reported, too."""
+    exit_with_raylet()
+    if not ray.get_gpu_ids():
+        hide_gpus()
+    number, parameters = config["trial"]["number"], config["trial"]["parameters"]
+    last: dict[str, Any] = {TIME: 0, VALUE: math.nan}  # no scheduler compares with it
+
+    def report(epoch: int, value: float, metrics: Mapping[str, float]) -> None:
+        last.update({TIME: epoch, VALUE: value, "metrics": dict(metrics)})
+        report_to_tune(last, here.trial(number), TRAINED if here.interval is not None else ())
+
+    with context.opened(number) as here:
+        if (checkpoint := tune.get_checkpoint()) is not None:  # its own, or that of a better trial
+            with checkpoint.as_directory() as written:
+                for name in TRAINED:
+                    _copy(Path(written) / name, here.trial(number) / name)
+        outcome = run_trial(here, number, parameters, report, flag)
+        here.upload(number)
+        tune.report({**last, "done": True, "outcome": outcome})
+
+
+def run_trial(
+    context: TrialContext,
+    number: int,
+    parameters: Mapping[str, Any],
+    report: Report,
+    flag: StopFlag,
+) -> dict[str, Any]:
+    """Run a trial, or resume it.
+
+    Args:
+        context: What all trials have in common.
+        number: The number of the trial.
+        parameters: Its values, by path.
+        report: Called with (epochs or observation sets, the metric, all metrics) after each, those
+            of an earlier start included.
+        flag: Whether the study is stopped.
+
+    Returns:
+        ``state``, and as far as there are some ``value``, ``error``, ``metrics`` and ``cause``.
+    """
+    directory = context.trial(number)
+    try:
+        flag.check()
+        experiment = context.experiment(parameters)
+        run = _train if context.stage == "train" else _assimilate
+        return {"state": "finished", **run(context, number, experiment, report, flag)}
+    except StudyStopped:
+        return {"state": "stopped"}
+    except Exception as error:  # noqa: BLE001 - whatever it is, other trials go on
+        (directory / "error.txt").write_text(traceback.format_exc())
+        kind = "" if isinstance(error, SDAError) else f"{type(error).__name__}: "
+        return {"state": "failed", "cause": f"{kind}{error}"}
+
+
+def _train(
+    context: TrialContext, number: int, experiment: Experiment, report: Report, flag: StopFlag
+) -> dict[str, Any]:
+    directory, learns = context.trial(number), context.interval is not None
+    known = reported(directory, context.metric)
+    for epoch, value, metrics in known[-1:] if learns else known:
+        report(epoch, value, metrics)
+    if not context.shares_data:
+        stages.simulate(experiment, directory, progress=False)
+    options: dict[str, Any] = {"progress": False, "may_change": context.space if learns else ()}
+    alone = context.workers is None
+    with nullcontext(report) if alone else forwarding(report) as sent:
+        callback = TrialCallback(context.metric, sent, flag, at_checkpoints=learns)
+        if context.workers is not None:
+            options |= {
+                "workers": context.workers.number,
+                "gpus_per_worker": context.workers.gpus,
+                "cluster": _cluster_of(context, context.workers, number),
+            }
+        model = stages.train(experiment, directory, hooks=[callback], **options)
+    result = evaluate_trial(Run(experiment, directory, progress=False), model, flag, context)
+    known = reported(directory, context.metric)
+    result["metrics"] = (known[-1][2] if known else {}) | result["metrics"]
+    if not known:  # no epoch has it: it is one of what comes after the training
+        if context.metric not in result["metrics"]:
+            raise SweepError(_no_metric(context.metric, result["metrics"]))
+        result["value"] = result["metrics"][context.metric]
+    return result
+
+
+def _cluster_of(context: TrialContext, workers: WorkerResources, number: int) -> Ray:
+    """The cluster whose workers train a trial's model."""
+    options: dict[str, Any] = {"worker_cpus": workers.cpus, "retries": context.retries}
+    if context.storage is None:
+        return Ray(**options)
+    data = context.data_url(number).removeprefix(f"{context.storage}/")
+    return _TrialRay(copy=WorkerCopy(context.storage, f"trials/{number:05d}", data), **options)
+
+
+@component
+class _TrialRay(Ray):
+    """A cluster whose storage has the trial already."""
+
+    copy: WorkerCopy
+
+    @contextmanager
+    def lend(self, directory: Path, **_: Any) -> Iterator[Lent]:
+        """Sync what is there; see :meth:`sda_core.cluster.Cluster.lend`."""
+        own = directory / "data"
+        if not own.is_symlink():
+            upload(own, f"{self.copy.storage}/{self.copy.data}")
+        with synced(self.copy, directory) as (copy, _fetch):
+            yield copy, lambda: None  # nobody asks for it before the end
+
+
+def reported(directory: Path, metric: str) -> list[tuple[int, float, dict[str, float]]]:
+    """What a training has recorded: epochs that were validated, the metric and all numbers."""
+    path, found = directory / "metrics.jsonl", {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(ValueError):  # a kill has cut it short
+            event = json.loads(line)
+            numbers = {k: v for k, v in event.items() if isinstance(v, int | float)}
+            if event["event"] == "epoch" and "valid_loss" in numbers and metric in numbers:
+                epoch = int(numbers.pop("epoch"))
+                del numbers["step"]
+                found[epoch] = (epoch, numbers[metric], numbers)
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def evaluate_trial(
+    run: Run, model: TrainedModel, flag: StopFlag, context: TrialContext
+) -> dict[str, Any]:
+    """Score a trained model, and draw the figures of its trial.
+
+    Returns:
+        ``metrics``: those of the denoiser, and, if asked for, as ``"posterior/crps"`` those of the
+        posterior; and ``cause`` where there are none of these.
+    """
+    found = denoise(run.data, model)
+    if found:
+        try:
+            from sda_core.figures.denoiser import denoising_pictures  # matplotlib takes a while
+
+            for picture in denoising_pictures(found, model.spec):
+                picture.save(run.directory / "figures")
+        except Exception as error:  # noqa: BLE001 - no trial is lost for a picture
+            warnings.warn(f"figures cannot be drawn: {type(error).__name__}: {error}", stacklevel=2)
+    result: dict[str, Any] = {"metrics": denoising_scores(found)}
+    if not context.evaluate:
+        return result
+    try:
+        with default_manager().with_plugins([flag]):
+            stages.assimilate(run.experiment, run.directory, progress=False)
+            scores = stages.evaluate(run.experiment, run.directory, progress=False)["posterior"]
+    except SDAError as error:  # the training is not lost with it
+        return result | {"cause": f"trained, and not evaluated: {error}"}
+    result["metrics"] |= {f"posterior/{name}": float(value) for name, value in scores.items()}
+    return result
+
+
+def _assimilate(
+    context: TrialContext, number: int, experiment: Experiment, report: Report, flag: StopFlag
+) -> dict[str, Any]:
+    directory = context.trial(number)
+    Run(experiment, directory).write_config()
+    path = directory / "sets.json"
+    done: list[dict[str, float]] = json.loads(path.read_text()) if path.is_file() else []
+    for index in range(context.sets):
+        if index == len(done):
+            done.append(_scores(context, experiment, directory, index, flag))
+            write_text(path, json.dumps(done, indent=1) + "\n")
+            context.upload(number)
+        means = _means(done[: index + 1])
+        report(index + 1, means[context.metric], means)
+    values = [scores[context.metric] for scores in done]
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return {"value": statistics.fmean(values), "error": error, "metrics": _means(done)}
+
+
+def _means(done: list[dict[str, float]]) -> dict[str, float]:
+    names = [name for name in done[0] if all(name in scores for scores in done)]
+    return {name: statistics.fmean(scores[name] for scores in done) for name in names}
+
+
+def _scores(
+    context: TrialContext, experiment: Experiment, directory: Path, number: int, flag: StopFlag
+) -> dict[str, float]:
+    """Infer the trajectory of one observation set, and score the ensemble."""
+    run = Run(context.observed(experiment, number), directory, progress=False)
+    problem = stages.make_problem(run)
+    x = infer(
+        run,
+        experiment.require("method", "assimilation"),
+        problem,
+        experiment.assimilate.members,
+        stream(experiment.seed, POSTERIOR),
+        lambda step, steps: flag.check(),
+    )
+    if context.predictions:
+        array = xarray_io.trajectories(x, problem.system.spec).rename("posterior")
+        xarray_io.save(array, directory / f"posterior-{number}.nc")
+    reference = None
+    if context.reference(number).is_file():
+        reference = xarray_io.load_array(context.reference(number), "sweep")
+    scores = evaluate_ensemble(problem, x, reference)
+    for more in run.manager.hook.sda_scores(problem=problem, ensemble=x):
+        scores |= more
+    assert problem.truth is not None  # since it is a trajectory of the test split
+    scores |= variable_scores(problem.system.spec.variable_names, x.mean(0), problem.truth)
+    if context.metric not in scores:
+        raise SweepError(_no_metric(context.metric, scores))
+    if number == 0:
+        ensembles = {"posterior": x} | ({} if reference is None else {"reference": reference})
+        try:
+            from sda_core.evaluation.report import write_report  # matplotlib takes a while
+
+            write_report(Run(experiment, directory), problem, ensembles, {"posterior": scores})
+        except Exception as error:  # noqa: BLE001 - no trial is lost for a picture
+            warnings.warn(f"figures cannot be drawn: {type(error).__name__}: {error}", stacklevel=2)
+    return scores
+
+
+def _no_metric(metric: str, there: Mapping[str, Any]) -> str:
+    return f"sweep.metric = {metric!r} is no metric of this experiment: it has {', '.join(there)}"
+
+
+def make_reference(context: TrialContext, number: int) -> bytes:
+    """Draw the ensemble that counts as the truth for an observation set, and give it as a file."""
+    here = context.staged()
+    experiment = here.observed(here.experiment({}), number)
+    run = Run(experiment, here.directory, progress=False)
+    method: Any = experiment.evaluate.reference
+    seed = seeded_generator(experiment.seed, REFERENCE, 0).initial_seed()
+    problem, members = stages.make_problem(run), experiment.assimilate.members
+    x = infer(run, method, problem, members, seed, lambda step, steps: None)
+    array = xarray_io.trajectories(x, problem.system.spec).rename("reference")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "reference.nc"
+        xarray_io.save(array, path)
+        return path.read_bytes()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or folder, and put it in the place of another."""
+    new = target.with_name(f".{target.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    if source.is_dir():
+        shutil.copytree(source, new)
+        shutil.rmtree(target, ignore_errors=True)
+    else:
+        shutil.copyfile(source, new)
+    new.replace(target)
