@@ -259,6 +259,7 @@ def test_workers_report_from_their_process(ray: Ray) -> None:
     assert seen == [(1, 0.5), (2, 1.0), (3, 1.5)]
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_start_in_time(ray: Ray) -> None:
     """They are started anew, and then told of."""
     other = Ray().together(wait_for_ever, workers=2)

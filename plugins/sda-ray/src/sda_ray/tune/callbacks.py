@@ -191,6 +191,7 @@ class Recorder(Stateless, tune.Callback):
         study: The study.
         scheduler: Name of what prunes.
         fetch: Called with the number of a trial that has ended.
+        recorded: Called when that is recorded.
         changed: Called after each change.
     """
 
@@ -199,10 +200,11 @@ class Recorder(Stateless, tune.Callback):
         study: Study,
         scheduler: str,
         fetch: Callable[[int], object] = lambda number: None,
+        recorded: Callable[[], None] = lambda: None,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._study, self._scheduler = study, scheduler
-        self._fetch, self._changed = fetch, changed
+        self._fetch, self._recorded, self._changed = fetch, recorded, changed
         self.running: set[int] = set()
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -249,6 +251,7 @@ class Recorder(Stateless, tune.Callback):
         self.running.discard(number)
         self._fetch(number)
         self._study.end(number, outcome.pop("state"), outcome)
+        self._recorded()
         self._changed()
 
 

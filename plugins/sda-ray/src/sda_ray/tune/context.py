@@ -121,6 +121,20 @@ class TrialContext:
                 download(self.data_url(number), directory / "data")
         return found
 
+    def upload_study(self) -> None:
+        """Upload the record of the study, where there is a storage; if that fails, it goes on."""
+        if self.storage is not None:
+            try:
+                upload(Path(self.directory), f"{self.storage}/study", exclude=(*SHARED, "trials"))
+            except ClusterError as error:
+                warnings.warn(str(error), stacklevel=2)
+
+    def download_study(self) -> bool:
+        """Fetch the record of the study; whether there is one."""
+        if self.storage is None:
+            return False
+        return download(f"{self.storage}/study", Path(self.directory))
+
     def staged(self) -> TrialContext:
         """The same for this machine: what trials share is fetched to its cache, where need be.
 

@@ -60,6 +60,12 @@ def check(sweep: RayTune, experiment: Experiment) -> None:
             "cluster.name: the sweep ray-tune needs the cluster 'ray', or none for this "
             "machine by itself"
         )
+    if experiment.cluster is not None and str(experiment.cluster.address).startswith("ray://"):
+        raise ConfigError(
+            f"cluster.address = {experiment.cluster.address!r}: a sweep runs on the cluster; "
+            "send it there by `sda sweep --submit http://HEAD:8265`, or run it on a machine of "
+            "the cluster with --address auto"
+        )
     if experiment.cluster is not None and experiment.cluster.storage is not None:
         check_url(experiment.cluster.storage)
     longest = sweep.longest(experiment)

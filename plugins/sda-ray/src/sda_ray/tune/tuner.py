@@ -67,9 +67,11 @@ def run(
     progress: ProgressOption,
 ) -> Path:
     """Run the trials of a sweep that was checked; see :meth:`sda_core.sweep.Sweep.run`."""
-    check_directory(experiment, directory, resume)
     cluster = experiment.cluster or Ray()
     assert isinstance(cluster, Ray)  # since it was checked
+    if resume and not directory.exists():  # it may be in the storage, from another machine
+        make_context(sweep, experiment, directory).download_study()
+    check_directory(experiment, directory, resume)
     if cluster.storage is not None:
         check_storage(cluster.storage, directory, resume)
     with cluster.connected(), stop_request() as stopping:
@@ -130,6 +132,7 @@ class _Sweep:
                 self.context.download(trial.number)
             clean_caches(self.context.storage)
         report_path = write_report(study, self.directory)
+        self.context.upload_study()
         return self._checked(report_path, planned, is_late, stopping())
 
     def _checked(self, path: Path, planned: int, is_late: bool, is_stopped: bool) -> Path:
@@ -160,7 +163,9 @@ class _Sweep:
         tune_url = f"{context.storage or context.directory}/.tune"
         remove(tune_url)
         flag = StopFlag()
-        recorder = Recorder(study, sweep.scheduler.name, context.download, changed)
+        recorder = Recorder(
+            study, sweep.scheduler.name, context.download, context.upload_study, changed
+        )
         stopper = Stopper(stopping, sweep.time_budget, flag, recorder.running)
         scheduler = make_scheduler(sweep, sweep.longest(self.experiment))
         replay(scheduler, sweep.mode, [trial for trial in study.trials if trial.has_ended])
