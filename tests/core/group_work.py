@@ -220,7 +220,7 @@ class _Collapsing:
         train_on = Trainer._train_on
 
         def collapse(trainer: Trainer, x: Tensor) -> None:
-            if trainer.step + 1 == 156 and trainer.rollbacks == 0:
+            if trainer.step + 1 == 156 and trainer.guards.rollbacks == 0:
                 with torch.no_grad():
                     for p in trainer.denoiser.parameters():
                         p.mul_(10)

@@ -148,7 +148,7 @@ def test_shares_of_batches_are_the_batches(store, limit):
     windows = WindowDataset(store, 3, limit)
     whole = list(windows.epoch(generator(), 6, first=1))
     assert [len(batch) for batch in whole] == [6, 4]
-    shares = [Group(rank, 5).share for rank in range(5)]
+    shares = [Group(rank, 5).shard for rank in range(5)]
     parts = [list(windows.epoch(generator(), 6, first=1, share=share)) for share in shares]
     for i, batch in enumerate(whole):
         assert torch.equal(torch.cat([part[i] for part in parts]), batch)

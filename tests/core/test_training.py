@@ -29,6 +29,7 @@ from sda_core.training import (
     anomaly_hunt,
     trainer as trainer_module,
 )
+from sda_core.training.random_state import RandomState
 
 from .data_systems import Swing, make
 
@@ -204,8 +205,9 @@ def test_report(windows) -> None:
     # 32 windows at stratified times: four in each eighth.
     levels = [report[f"loss_t{i}"] for i in range(8)]
     assert sum(levels) / 8 == pytest.approx(report["loss"], rel=1e-6)
-    draws = trainer._generator(2, 1)
-    order = trainer._generator(1, 1)
+    random = RandomState(0, torch.device("cpu"), 0)
+    random.begin_epoch(1)
+    draws, order = random.draws, random.order(1)
     total = torch.zeros(8, dtype=torch.float64)
     for x in windows[0].epoch(order, batch_size=8):
         t, eps = trainer.denoiser.draw(x, draws)
@@ -509,7 +511,7 @@ def test_what_went_wrong_is_told_when_the_host_lags_behind(windows) -> None:
     assert not [e for e in steps if isinstance(e, SkippedBatch)]
 
 
-def test_a_state_of_mid_epoch_goes_on_on_another_device(windows) -> None:
+def test_a_state_of_mid_epoch_is_resumed_on_another_device(windows) -> None:
     trainer = _trainer(windows, epochs=2)
     for event in trainer.events():
         if event.step == 3:
@@ -517,7 +519,7 @@ def test_a_state_of_mid_epoch_goes_on_on_another_device(windows) -> None:
     tensors, state = trainer.state_dict()
     tensors["random.draws"] = torch.zeros(16, dtype=torch.uint8)  # a GPU's
     other = _trainer(windows, epochs=2)
-    with pytest.warns(CheckpointWarning, match="written on cuda in mid-epoch, and .* on on cpu"):
+    with pytest.warns(CheckpointWarning, match="written on cuda in mid-epoch, and .* on cpu"):
         other.load_state_dict(tensors, state | {"device": "cuda"})
     assert [m.step for m in other.epochs()] == [4, 8]
     assert other.is_finite()
@@ -607,7 +609,7 @@ def test_a_spike_is_noticed_and_rolled_back(windows) -> None:
     assert spike.since == spike.step - 8
     assert spike.loss > 3 * spike.median
     trainer.roll_back(*saved)
-    assert (trainer.step, trainer.rollbacks, trainer.learning_rate) == (200, 1, 0.25e-3)
+    assert (trainer.step, trainer.guards.rollbacks, trainer.learning_rate) == (200, 1, 0.25e-3)
     for a, b in zip(trainer.denoiser.state_dict().values(), part_of(saved[0]), strict=True):
         assert torch.equal(a, b)
     later = [e for e in trainer.events() if e.step < 398]
@@ -615,7 +617,7 @@ def test_a_spike_is_noticed_and_rolled_back(windows) -> None:
     assert trainer.history[-1].learning_rate == 0.25e-3
     again = _trainer(windows, epochs=100, decay="constant", guards=guards)
     again.load_state_dict(*trainer.state_dict())
-    assert (again.slow_down, again.rollbacks) == (0.25, 1)
+    assert (again.guards.slow_down, again.guards.rollbacks) == (0.25, 1)
     with pytest.raises(TrainingError, match=r"3 times .* once more after 1 roll-backs"):
         trainer.roll_back(*saved)
 

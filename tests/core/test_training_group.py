@@ -73,9 +73,9 @@ def test_any_number_of_processes_is_one(data: Path, workers: int) -> None:
 def test_shares_are_all_there_is() -> None:
     for size in (1, 2, 3, 7):
         for n in (1, 2, 3, 10, 64):
-            rows = [i for rank in range(size) for i in range(n)[Group(rank, size).share(n)]]
+            rows = [i for rank in range(size) for i in range(n)[Group(rank, size).shard(n)]]
             assert rows == list(range(n))
-            counts = [len(range(n)[Group(rank, size).share(n)]) for rank in range(size)]
+            counts = [len(range(n)[Group(rank, size).shard(n)]) for rank in range(size)]
             assert max(counts) - min(counts) <= 1
 
 

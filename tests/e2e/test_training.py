@@ -269,7 +269,7 @@ def test_a_spike_rolls_back(directory: Path, monkeypatch: pytest.MonkeyPatch) ->
     train_on = Trainer._train_on
 
     def collapse(trainer, x):
-        if trainer.step + 1 == 156 and trainer.rollbacks == 0:
+        if trainer.step + 1 == 156 and trainer.guards.rollbacks == 0:
             with torch.no_grad():
                 for p in trainer.denoiser.parameters():
                     p.mul_(10)
@@ -297,7 +297,7 @@ def test_no_roll_back_into_the_rise(directory: Path, monkeypatch: pytest.MonkeyP
     train_on = Trainer._train_on
 
     def collapse(trainer, x):
-        if trainer.step + 1 == 146 and trainer.rollbacks == 0:
+        if trainer.step + 1 == 146 and trainer.guards.rollbacks == 0:
             with torch.no_grad():
                 for p in trainer.denoiser.parameters():
                     p.mul_(10)

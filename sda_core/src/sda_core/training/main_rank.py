@@ -197,7 +197,7 @@ class MainRank:
             return {}
 
     def _is_due(self, event: Any) -> bool:
-        if self.trainer.is_rising:
+        if self.trainer.guards.is_rising:
             return False
         minutes = self.settings.checkpoint_minutes
         if minutes is not None and time.monotonic() - self._written > 60 * minutes:
@@ -244,10 +244,10 @@ class MainRank:
         self._checkpoint(None)
         self.run.truncate_metrics(trainer.step)
         record = {**attrs.asdict(spike), "from_step": spike.step, "step": trainer.step}
-        self.run.log({"event": "rollback", **record, "slow_down": trainer.slow_down})
+        self.run.log({"event": "rollback", **record, "slow_down": trainer.guards.slow_down})
         self.progress.say(
             f"{what} at step {spike.step}: back to step {trainer.step}, learning rate times "
-            f"{trainer.slow_down:g}"
+            f"{trainer.guards.slow_down:g}"
         )
 
     def _last_good(self) -> str:

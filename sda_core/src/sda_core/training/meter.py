@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -94,3 +95,54 @@ class Meter:
         """Resume from sums that :meth:`state_dict` gave; times are those of this process alone."""
         self._sums.copy_(tensors["sums"])
         self._counts.copy_(tensors["counts"])
+
+
+class EpochMeter:
+    """Mean loss and speed of an epoch.
+
+    Args:
+        meter: Whose clock is used.
+        device: Where the losses are.
+
+    Attributes:
+        batch: Number of its batches that are done.
+    """
+
+    def __init__(self, meter: Meter, device: torch.device) -> None:
+        self._meter, self._device = meter, device
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """An epoch begins after so many steps."""
+        self.batch = 0
+        self._loss, self._count = torch.zeros(2, device=self._device)
+        self._started, self._first = self._meter.clock, step
+
+    def update(self, loss: Tensor, finite: Tensor) -> None:
+        """Take in the loss of a step, and whether it counts."""
+        self._loss += torch.where(finite, loss, 0)
+        self._count += finite
+
+    def read(self, step: int) -> dict[str, Any]:
+        """What the epoch's metrics hold of it, at its end after so many steps."""
+        loss, taken = float(self._loss), float(self._count)
+        clocks = zip(self._started, self._meter.clock, strict=True)
+        seconds, waited = (b - a for a, b in clocks)
+        return {
+            "loss": loss / taken if taken else math.nan,
+            "skipped": self.batch - round(taken),
+            "steps_per_second": (step - self._first) / seconds,
+            "utilization": 1 - waited / seconds,
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums."""
+        return {"loss": self._loss, "count": self._count}
+
+    def resume(self, step: int, batch: int, tensors: dict[str, Tensor]) -> None:
+        """Resume an epoch after so many of its batches, with sums of :meth:`state_dict`."""
+        self.begin(step)
+        self.batch = batch
+        if batch:
+            self._loss = tensors["loss"].to(self._device)
+            self._count = tensors["count"].to(self._device)

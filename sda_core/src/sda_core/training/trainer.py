@@ -2,63 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
-from statistics import median
+from contextlib import closing, nullcontext
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.lr_scheduler import LambdaLR
 
 from sda_core.data import WindowDataset
 from sda_core.denoiser import WindowDenoiser
-from sda_core.errors import CheckpointWarning, ConfigError, TrainingError
-from sda_core.random import seeded_generator
+from sda_core.errors import CheckpointWarning, ConfigError
 from sda_core.training.arithmetic import Arithmetic
+from sda_core.training.averaging import WeightAverage
 from sda_core.training.config import TrainConfig
-from sda_core.training.events import EpochMetrics, Event, LossSpike, SkippedBatch, Step
+from sda_core.training.events import EpochMetrics, Event, SkippedBatch, Step
 from sda_core.training.group import Group
-from sda_core.training.meter import Meter
-from sda_core.training.optimizers import make_optimizer
-
-#: Streams of random numbers, so that none depends on how many another has used.
-_DATA, _LOSS, _VALID, _KERNEL = 1, 2, 3, 4
+from sda_core.training.guards import Guards
+from sda_core.training.meter import EpochMeter, Meter
+from sda_core.training.optimizers import LearningRate, make_optimizer
+from sda_core.training.outcomes import Outcome, describe_batch
+from sda_core.training.random_state import RandomState
+from sda_core.training.state import (
+    history_tensors,
+    load_optimizer,
+    optimizer_tensors,
+    part,
+    prefixed,
+    read_history,
+)
 
 #: Steps that a GPU may lag behind the host before the host looks at what became of them.
 _LAG = 2
-
-#: Steps among which skipped batches are counted, over which the running median of the loss is
-#: taken, and whose mean is compared with it; and the fewest for a median.
-_SKIP_SPAN, _MEDIAN_SPAN, _RECENT, _MEDIAN_FROM = 1000, 512, 8, 128
-
-_HISTORY = tuple(a.name for a in attrs.fields(EpochMetrics))
-
-
-@attrs.frozen
-class _Outcome:
-    """A step whose outcome the host has not looked at yet."""
-
-    batch: int
-    #: Its windows, of a group this process's share; times and noise of all.
-    x: Tensor
-    t: Tensor
-    eps: Tensor
-    #: loss, gradient norm, and whether the batch is to blame if they are not finite; on the host.
-    numbers: Tensor
-    arrived: torch.cuda.Event | None
-
-    def read(self) -> tuple[float, float, bool]:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        loss, norm, fault = self.numbers.numpy().tolist()
-        return loss, norm, bool(fault)
 
 
 class Trainer:
@@ -93,12 +71,11 @@ class Trainer:
     Attributes:
         epoch: Number of epochs done.
         step: Number of optimizer steps done.
-        averaged: The denoiser with averaged weights, if they are averaged.
         history: Metrics of all epochs.
         best_loss: Lowest validation loss; infinite before the first.
         best_epoch: Its epoch.
-        slow_down: Factor on the learning rate, below 1 after roll-backs.
-        rollbacks: Number of roll-backs so far.
+        guards: Losses of the last steps, and the roll-backs so far.
+        random: Where random numbers come from.
 
     Raises:
         ConfigError: ``variable_weights`` does not have one entry per variable.
@@ -119,8 +96,9 @@ class Trainer:
         self.epoch = self.step = 0
         self.history: list[EpochMetrics] = []
         self.best_loss, self.best_epoch = math.inf, 0
-        self.slow_down, self.rollbacks = 1.0, 0
         self.device = next(denoiser.parameters()).device
+        self.guards = Guards(config.guards)
+        self.random = RandomState(seed, self.device, self.group.rank)
         self.weights = None
         if config.variable_weights is not None:
             variables = train.store.spec.variable_names
@@ -132,28 +110,20 @@ class Trainer:
             self.weights = torch.tensor(config.variable_weights, device=self.device)
         self._parameters = list(denoiser.parameters())
         self.optimizer = make_optimizer(config, self._parameters)
-        self.scheduler = LambdaLR(
+        self._rate = LearningRate(
             self.optimizer,
-            lambda step: self.slow_down * config.learning_rate_at(step, self.num_steps),
+            lambda step: self.guards.slow_down * config.learning_rate_at(step, self.num_steps),
         )
-        self.averaged = None if config.ema is None else copy.deepcopy(denoiser)
+        self._average = None if config.ema is None else WeightAverage(denoiser, config.ema)
         self._arithmetic = Arithmetic(config, self.device)
         self._exchanging = self.group.network(denoiser, denoiser.network)
         self._network = self._arithmetic.network(self._exchanging)
-        self._lag = _LAG if self.device.type == "cuda" else 0
         self._meter = Meter(self.device)
-        # Within an epoch: its batches done, their losses, the sources of randomness.
-        self._batch = 0
-        self._epoch_loss, self._epoch_count = torch.zeros(2, device=self.device)
-        self._draws = self._generator(_LOSS, 0)
-        self._kernel_states: list[Tensor] = []
-        self._started, self._first = (0.0, 0.0), 0
-        # What the host knows of the steps done.
-        self._outcomes: deque[_Outcome] = deque()
+        self._running = EpochMeter(self._meter, self.device)
+        self._lag = _LAG if self.device.type == "cuda" else 0
+        self._outcomes: deque[Outcome] = deque()
         self._failures: list[Event] = []
-        self._losses: deque[float] = deque(maxlen=_MEDIAN_SPAN + _RECENT)
-        self._skipped: deque[int] = deque(maxlen=config.guards.skip_limit + 1)
-        self._grad_norm = self._rate = math.nan
+        self._grad_norm = math.nan
 
     @property
     def steps_per_epoch(self) -> int:
@@ -168,8 +138,7 @@ class Trainer:
     @property
     def last_loss(self) -> float:
         """Mean loss of the last few steps, as far as the host knows without waiting."""
-        recent = list(self._losses)[-_RECENT:]
-        return sum(recent) / len(recent) if recent else math.nan
+        return self.guards.last_loss
 
     @property
     def grad_norm(self) -> float:
@@ -179,12 +148,17 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the last step."""
-        return self._rate
+        return self._rate.last
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def averaged(self) -> WindowDenoiser | None:
+        """The denoiser with averaged weights, if they are averaged."""
+        return None if self._average is None else self._average.denoiser
 
     @property
     def best_denoiser(self) -> WindowDenoiser:
@@ -215,41 +189,33 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def _epoch(self) -> Iterator[Event]:
-        if self._batch == 0:
-            self._begin_epoch()
-        order = seeded_generator(self.seed, _DATA, self.epoch)
-        with closing(self._batches(self.train, order, first=self._batch)) as batches:
+        running = self._running
+        if running.batch == 0:
+            self.random.begin_epoch(self.epoch)
+            running.begin(self.step)
+        order = self.random.order(self.epoch)
+        with closing(self._batches(self.train, order, first=running.batch)) as batches:
             self._meter.start()
             self.denoiser.train()
             for batch in self._meter.waiting_for(batches):
-                if not self.group.is_main:
-                    self._seed_kernel(_KERNEL, self.epoch, self._batch, self.group.rank)
-                with self._kernel_randomness():
+                self.random.begin_batch(self.epoch, running.batch)
+                with self.random.kernel():
                     self._train_on(batch)
-                self._batch += 1
+                running.batch += 1
                 self.step += 1
-                last = self._batch == self.steps_per_epoch
+                last = running.batch == self.steps_per_epoch
                 self._poll_outcomes(0 if last else self._lag)
                 self._meter.stop()
                 done = self._end_epoch() if last else Step(epoch=self.epoch, step=self.step)
                 yield from self._take_failures()
-                self._check_skipped()
+                self.guards.check_skipped(self.step)
                 yield done
                 self._meter.start()
                 self.denoiser.train()
 
-    def _begin_epoch(self) -> None:
-        self._draws = self._generator(_LOSS, self.epoch)
-        self._epoch_loss, self._epoch_count = torch.zeros(2, device=self.device)
-        # For kernels that draw random numbers of their own, such as dropout.
-        self._seed_kernel(_KERNEL, self.epoch)
-        self._started, self._first = self._meter.clock, self.step
-
     def _end_epoch(self) -> EpochMetrics:
-        loss, taken = float(self._epoch_loss), float(self._epoch_count)
-        seconds, waited = (b - a for a, b in zip(self._started, self._meter.clock, strict=True))
-        steps = self.step - self._first
-        self._batch = 0
+        measured = self._running.read(self.step)
+        self._running.batch = 0
         self.epoch += 1
         due = self.epoch % self.config.validate_every == 0 or self.epoch == self.config.epochs
         valid_loss = self.validate() if due and self.valid is not None else None
@@ -258,13 +224,10 @@ class Trainer:
         metrics = EpochMetrics(
             epoch=self.epoch,
             step=self.step,
-            loss=loss / taken if taken else math.nan,
             valid_loss=valid_loss,
-            learning_rate=self._rate,
+            learning_rate=self.learning_rate,
             grad_norm=self._grad_norm,
-            skipped=self.steps_per_epoch - round(taken),
-            steps_per_second=steps / seconds,
-            utilization=1 - waited / seconds,
+            **measured,
         )
         self.history.append(metrics)
         return metrics
@@ -273,7 +236,7 @@ class Trainer:
         """One optimizer step."""
         self.optimizer.zero_grad()  # not at the end: diagnostics may look at the gradients
         x, group = x.to(self.device), self.group
-        t, eps, mine = self._draw(self.train, self._batch, x, self._draws)
+        t, eps, mine = self._draw(self.train, self._running.batch, x, self.random.draws)
         loss = torch.zeros((), device=self.device)
         per_window = []
         # Each process of a group takes part, if need be with noise that does not count.
@@ -297,22 +260,16 @@ class Trainer:
         finite = loss.isfinite() & norm.isfinite()
         if self.config.clip_norm is not None:
             clip_grads_with_norm_(self._parameters, self.config.clip_norm, norm)
-        self._rate = float(self.scheduler.get_last_lr()[0])
         # Fused optimizers skip the step where this is 1, on the device.
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         fault = self._arithmetic.is_fault(loss, finite)
-        self.scheduler.step()
-        self._average()
-        self._epoch_loss += torch.where(finite, loss, 0)
-        self._epoch_count += finite
+        self._rate.advance()
+        if self._average is not None:
+            self._average.update(self.denoiser, self.step)
+        self._running.update(loss, finite)
         self._meter.update(t, window_losses, finite)
-        numbers = torch.stack((loss, norm.float(), fault.float())).to("cpu", non_blocking=True)
-        arrived = None
-        if self.device.type == "cuda":
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self._outcomes.append(_Outcome(self._batch, x, t, eps, numbers, arrived))
+        self._outcomes.append(Outcome.sent(self._running.batch, x, t, eps, loss, norm, fault))
 
     def _poll_outcomes(self, lag: int) -> None:
         """Look at the outcomes of all steps but the last few, and note what went wrong."""
@@ -321,11 +278,11 @@ class Trainer:
             loss, self._grad_norm, fault = outcome.read()
             step = self.step - len(self._outcomes)
             if math.isfinite(loss) and math.isfinite(self._grad_norm):
-                self._losses.append(loss)
+                self.guards.add_loss(loss)
             elif fault:
-                self._skipped.append(step)
+                self.guards.add_skipped(step)
                 self._failures.append(self._describe(outcome, step, loss))
-        if (spike := self._spike()) is not None:
+        if (spike := self.guards.find_spike(self.epoch, self.step)) is not None:
             self._failures.append(spike)
 
     def flush_events(self) -> list[Event]:
@@ -340,77 +297,21 @@ class Trainer:
         failures, self._failures = self._failures, []
         return failures
 
-    def _describe(self, outcome: _Outcome, step: int, loss: float) -> SkippedBatch:
+    def _describe(self, outcome: Outcome, step: int, loss: float) -> SkippedBatch:
         """What a skipped batch was; the network is evaluated on it once more, in parts."""
-        t, eps = outcome.t, outcome.eps
-        x = self.group.all_gather_rows(outcome.x, len(t))
-        seen: dict[str, list[Tensor]] = {"input": [x], "noised": [], "output": [], "loss": []}
-        evaluate = self._arithmetic.network(self.denoiser.network, compiled=False)
-
-        def network(noised: Tensor, t: Tensor) -> Tensor:
-            output = evaluate(noised, t)
-            seen["noised"].append(noised)
-            seen["output"].append(output)
-            return output
-
-        with torch.no_grad(), self._kernel_randomness(keep=False):
-            count = self.config.accumulate * self.group.size
-            parts = (v.chunk(count) for v in (x, t, eps))
-            for x_part, t_part, eps_part in zip(*parts, strict=True):
-                part = self.denoiser.losses_at(x_part, t_part, eps_part, self.weights, network)
-                seen["loss"].append(part[1])
-        bad = ~torch.cat(seen["loss"]).isfinite()
+        batch = (self.group.all_gather_rows(outcome.x, len(outcome.t)), outcome.t, outcome.eps)
+        network = self._arithmetic.network(self.denoiser.network, compiled=False)
+        count = self.config.accumulate * self.group.size
+        with self.random.kernel(keep=False):
+            found = describe_batch(self.denoiser, network, batch, self.weights, count)
         return SkippedBatch(
             epoch=self.epoch,
             step=step,
             batch=outcome.batch,
             loss=loss,
             grad_norm=self._grad_norm,
-            levels=t[bad if bad.any() else slice(None)].tolist(),
-            summary={name: _summary(torch.cat(values)) for name, values in seen.items()},
+            **found,
         )
-
-    def _check_skipped(self) -> None:
-        limit = self.config.guards.skip_limit
-        recent = sum(step > self.step - _SKIP_SPAN for step in self._skipped)
-        if recent > limit:
-            raise TrainingError(
-                f"{recent} of the last {min(self.step, _SKIP_SPAN)} batches had a loss or "
-                f"gradients that are not finite, and train.guards.skip_limit = {limit}. Lower "
-                "train.learning_rate, set train.clip_norm, use train.precision = 'float32', or "
-                "look for the cause with --detect-anomaly"
-            )
-
-    def _spike(self) -> LossSpike | None:
-        factor = self.config.guards.spike
-        if factor is None:
-            return None
-        recent, usual = self._recent_and_usual()
-        if recent <= factor * usual:
-            return None
-        return LossSpike(
-            epoch=self.epoch,
-            step=self.step,
-            since=self.step - _RECENT,
-            loss=recent,
-            median=usual,
-        )
-
-    def _recent_and_usual(self) -> tuple[float, float]:
-        """Mean of the last few losses, and median of those before; 0 as long as there are few."""
-        if len(self._losses) < _MEDIAN_FROM + _RECENT:
-            return 0.0, 0.0
-        losses = list(self._losses)
-        return sum(losses[-_RECENT:]) / _RECENT, median(losses[:-_RECENT])
-
-    @property
-    def is_rising(self) -> bool:
-        """Whether the loss is on its way to a spike, so that the state is none to go back to."""
-        factor = self.config.guards.spike
-        if factor is None:
-            return False
-        recent, usual = self._recent_and_usual()
-        return recent > math.sqrt(factor) * usual
 
     def roll_back(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go back to a state, and on from there with a lower learning rate.
@@ -420,16 +321,9 @@ class Trainer:
         Raises:
             TrainingError: It was rolled back too often.
         """
-        guards, rollbacks, slow_down = self.config.guards, self.rollbacks + 1, self.slow_down
-        if rollbacks > guards.rollbacks:
-            raise TrainingError(
-                f"the loss rose to {guards.spike:g} times its running median once more after "
-                f"{guards.rollbacks} roll-backs (train.guards.rollbacks). Lower "
-                "train.learning_rate, set train.clip_norm, or raise train.guards.spike"
-            )
-        self.load_state_dict(tensors, state)
-        self.rollbacks, self.slow_down = rollbacks, slow_down * guards.slow_down
-        self._set_rate()
+        changed = self.guards.next_rollback()
+        self.load_state_dict(tensors, state | changed)
+        self._rate.set(self.step)
 
     def report(self) -> dict[str, float]:
         """Means since the last report; waits for the device.
@@ -444,7 +338,7 @@ class Trainer:
         return {
             **self._meter.read(),
             "grad_norm": self._grad_norm,
-            "learning_rate": self._rate,
+            "learning_rate": self.learning_rate,
             **self._arithmetic.report(),
         }
 
@@ -452,12 +346,12 @@ class Trainer:
         """Loss on the validation windows, the same windows, times and noise each time."""
         assert self.valid is not None
         denoiser = self.best_denoiser.eval()
-        draws = self._generator(_VALID, 1)
+        draws = self.random.validation_draws()
         total, count = torch.zeros((), device=self.device), 0
         with torch.no_grad():
             # Four passes, since a validation set is small and the noise levels are many.
             for i in range(4):
-                batches = self._batches(self.valid, seeded_generator(self.seed, _VALID, 0, i))
+                batches = self._batches(self.valid, self.random.validation_order(i))
                 for j, batch in enumerate(batches):
                     x = batch.to(self.device)
                     t, eps, mine = self._draw(self.valid, j, x, draws)
@@ -487,11 +381,6 @@ class Trainer:
         norms = [get_total_norm(m.parameters()) for m in modules]
         return all(math.isfinite(float(norm)) for norm in norms)
 
-    def _generator(self, *key: int) -> torch.Generator:
-        """A generator on the device."""
-        seed = seeded_generator(self.seed, *key).initial_seed()
-        return torch.Generator(self.device).manual_seed(seed)
-
     def _batches(
         self, windows: WindowDataset, generator: torch.Generator, first: int = 0
     ) -> Generator[Tensor, None, None]:
@@ -503,169 +392,59 @@ class Trainer:
             share=self.group.shard,
         )
 
-    @contextmanager
-    def _kernel_randomness(self, *, keep: bool = True) -> Iterator[None]:
-        """Torch's own random state is the training's within, and untouched outside."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            if self._kernel_states:
-                torch.set_rng_state(self._kernel_states[0])
-                if self.device.type == "cuda":
-                    torch.cuda.set_rng_state(self._kernel_states[1], self.device)
-            yield
-            if keep:
-                self._kernel_states = [torch.get_rng_state()]
-                if self.device.type == "cuda":
-                    self._kernel_states.append(torch.cuda.get_rng_state(self.device))
-
-    def _seed_kernel(self, *key: int) -> None:
-        """Seed torch's own generators for the training."""
-        seed = seeded_generator(self.seed, *key).initial_seed()
-        with self._kernel_randomness():
-            torch.default_generator.manual_seed(seed)
-            if self.device.type == "cuda":  # this one, and no other GPU's
-                with torch.cuda.device(self.device):
-                    torch.cuda.manual_seed(seed)
-
-    def _average(self) -> None:
-        """Let the averaged weights follow the current ones."""
-        if self.averaged is None:
-            return
-        # A short memory at first, so that the random initial weights are forgotten.
-        n = self.step
-        decay = min(self.config.ema or 0.0, (1 + n) / (10 + n)) if n else 0.0
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.averaged.parameters()), list(self.denoiser.parameters()), 1 - decay
-            )
-            for averaged, current in zip(
-                self.averaged.buffers(), self.denoiser.buffers(), strict=True
-            ):
-                averaged.copy_(current)
-
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the next step depends on: tensors, and values that JSON can hold."""
         self._poll_outcomes(0)
-        tensors = {f"raw.{k}": v for k, v in self.denoiser.state_dict().items()}
+        tensors = prefixed("raw", self.denoiser.state_dict())
         if self.averaged is not None:
-            tensors |= {f"ema.{k}": v for k, v in self.averaged.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None
-            }
-        tensors |= {f"meter.{k}": v for k, v in self._meter.state_dict().items()}
-        tensors["losses"] = torch.tensor(list(self._losses), dtype=torch.float64)
-        for name in _HISTORY:
-            values = [getattr(m, name) for m in self.history]
-            column = [math.nan if v is None else v for v in values]
-            tensors[f"history.{name}"] = torch.tensor(column, dtype=torch.float64)
-        if self._batch:
-            tensors["epoch.loss"], tensors["epoch.count"] = self._epoch_loss, self._epoch_count
-            tensors["random.draws"] = self._draws.get_state()
-            for i, state in enumerate(self._kernel_states):
-                tensors[f"random.kernel.{i}"] = state
+            tensors |= prefixed("ema", self.averaged.state_dict())
+        tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
+        tensors |= prefixed("meter", self._meter.state_dict())
+        tensors["losses"] = self.guards.losses
+        tensors |= prefixed("history", history_tensors(self.history))
+        if self._running.batch:
+            tensors |= prefixed("epoch", self._running.state_dict())
+            tensors |= prefixed("random", self.random.state_dict())
         state = {
             "epoch": self.epoch,
             "step": self.step,
-            "batch": self._batch,
+            "batch": self._running.batch,
             "device": self.device.type,
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
-            "slow_down": self.slow_down,
-            "rollbacks": self.rollbacks,
-            "skipped": list(self._skipped),
+            **self.guards.state_dict(),
             "grad_norm": self._grad_norm,
-            "learning_rate": self._rate,
+            "learning_rate": self.learning_rate,
             "arithmetic": self._arithmetic.state_dict(),
         }
         return tensors, state
 
     def load_state_dict(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Resume from a state that :meth:`state_dict` gave; iterate over events anew."""
-
-        def part(name: str) -> dict[str, Tensor]:
-            n = len(name) + 1
-            return {k[n:]: v for k, v in tensors.items() if k.startswith(name + ".")}
-
         self._outcomes.clear()
         self._failures.clear()
-        self.denoiser.load_state_dict(part("raw"))
+        self.denoiser.load_state_dict(part("raw", tensors))
         if self.averaged is not None:
-            self.averaged.load_state_dict(part("ema"))
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, value in part("optimizer").items():
-            i, _, name = key.partition(".")
-            states.setdefault(int(i), {})[name] = value
-        optimizer = self.optimizer.state_dict()
-        optimizer["state"] = states
-        self.optimizer.load_state_dict(optimizer)
-        # The fused optimizer goes through memory, so its state must lie there as the weights do.
-        for weight, moments in self.optimizer.state.items():
-            for name, value in moments.items():
-                if value.shape == weight.shape:
-                    moments[name] = torch.empty_like(weight).copy_(value)
-        self._meter.load_state_dict(part("meter"))
-        columns = [tensors[f"history.{name}"].tolist() for name in _HISTORY]
-        self.history = [_metrics(row) for row in zip(*columns, strict=True)]
-        self._losses.clear()
-        self._losses.extend(tensors["losses"].tolist())
-        self._skipped.clear()
-        self._skipped.extend(state["skipped"])
-        self.epoch, self.step, self._batch = state["epoch"], state["step"], state["batch"]
-        self._started, self._first = self._meter.clock, self.step
-        if self._batch:
-            self._epoch_loss = tensors["epoch.loss"].to(self.device)
-            self._epoch_count = tensors["epoch.count"].to(self.device)
-            if state["device"] == self.device.type:
-                self._draws.set_state(tensors["random.draws"])
-                self._kernel_states = list(part("random.kernel").values())
-            else:
-                warnings.warn(
-                    f"the checkpoint was written on {state['device']} in mid-epoch, and the "
-                    f"training is resumed on {self.device.type}, whose random numbers differ: the "
-                    "rest of the epoch is not what it would have been",
-                    CheckpointWarning,
-                    stacklevel=2,
-                )
-                self._draws = self._generator(_LOSS, self.epoch, self._batch)
-                self._seed_kernel(_KERNEL, self.epoch, self._batch)
+            self.averaged.load_state_dict(part("ema", tensors))
+        load_optimizer(self.optimizer, part("optimizer", tensors))
+        self._meter.load_state_dict(part("meter", tensors))
+        self.history = read_history(part("history", tensors))
+        self.guards.load_state_dict(tensors["losses"], state)
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._running.resume(self.step, state["batch"], part("epoch", tensors))
+        if state["batch"] and state["device"] == self.device.type:
+            self.random.load_state_dict(part("random", tensors))
+        elif state["batch"]:
+            warnings.warn(
+                f"the checkpoint was written on {state['device']} in mid-epoch, and the training "
+                f"is resumed on {self.device.type}, whose random numbers differ: the rest of the "
+                "epoch is not what it would have been",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+            self.random.resume_elsewhere(self.epoch, state["batch"])
         self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
-        self.slow_down, self.rollbacks = state["slow_down"], state["rollbacks"]
         self._grad_norm = state["grad_norm"]
         self._arithmetic.load_state_dict(state["arithmetic"])
-        self._set_rate()
-        self._rate = state["learning_rate"]
-
-    def _set_rate(self) -> None:
-        """Let the learning rate be that of the current step."""
-        self.scheduler.last_epoch = self.step
-        for group, base, rate in zip(
-            self.optimizer.param_groups,
-            self.scheduler.base_lrs,
-            self.scheduler.lr_lambdas,
-            strict=True,
-        ):
-            group["lr"] = base * rate(self.step)
-        self.scheduler._last_lr = [g["lr"] for g in self.optimizer.param_groups]
-        self._rate = float(self.scheduler._last_lr[0])
-
-
-def _summary(x: Tensor) -> dict[str, float]:
-    """Smallest, middle and largest finite value, and how many are not finite."""
-    values = x[x.isfinite()].float()
-    if not len(values):
-        values = torch.tensor([math.nan])
-    return {
-        "min": float(values.min()),
-        "median": float(values.median()),
-        "max": float(values.max()),
-        "not_finite": int((~x.isfinite()).sum()),
-    }
-
-
-def _metrics(row: tuple[float, ...]) -> EpochMetrics:
-    values: dict[str, Any] = dict(zip(_HISTORY, row, strict=True))
-    for name in ("epoch", "step", "skipped"):
-        values[name] = int(values[name])
-    if math.isnan(values["valid_loss"]):
-        values["valid_loss"] = None
-    return EpochMetrics(**values)
+        self._rate.set(self.step)
+        self._rate.last = state["learning_rate"]
