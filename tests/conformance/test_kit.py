@@ -508,7 +508,7 @@ class Tracking(Tracker):
         (Tracking(session=MovesTheModel), r"there is \['model.safetensors'\] now"),
         (Tracking(session=NeedsResults), "may fail or be stopped"),
         (Tracking(session=TakesNoError), "may fail or be stopped"),
-        (Tracking(once=True), "gone on with"),
+        (Tracking(once=True), "resumed"),
         (Tracking(session=Printing), "it printed 'done"),
         (Tracking(session=HandlesSignals), "it changed what signals do"),
         (Tracking(session=Draws), "it drew from torch's global state"),

@@ -1,4 +1,4 @@
-"""Kill a sampling at each of its operations, and go on from what it leaves.
+"""Kill a sampling at each of its operations, and resume from what it leaves.
 
 Run by test_resume_sampling, as a process of its own, since it forks: the samplings so start at
 once, with torch imported.

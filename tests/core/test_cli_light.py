@@ -12,7 +12,7 @@ import pytest
 
 from sda_core.cli import catalog
 from sda_core.errors import ConfigError
-from sda_core.plugins import doctor as health
+from sda_core.plugins import doctor
 
 PLUGIN = """
 from pathlib import Path
@@ -192,7 +192,7 @@ def test_version(pendulum_site: Any) -> None:
 
 
 def test_doctor(pendulum_site: Any) -> None:
-    subjects = {f.subject: f for f in health.doctor(manager=pendulum_site.manager())}
+    subjects = {f.subject: f for f in doctor.doctor(manager=pendulum_site.manager())}
     assert {"python", "platform", "torch", "threads", "hdf5", "plugin"} == set(subjects)
     assert not any(f.broken for f in subjects.values())
     assert subjects["plugin"].message == "sda-test-pendulum 1.0"
@@ -217,7 +217,7 @@ def test_doctor_names_what_is_broken(site: Any) -> None:
 def test_doctor_names_conflicts(site: Any) -> None:
     site.add("sda-test-one", PLUGIN.format(module="x"))
     site.add("sda-test-two", PLUGIN.format(module="y"))
-    found = [f for f in health.doctor(manager=site.manager()) if f.subject == "conflict"]
+    found = [f for f in doctor.doctor(manager=site.manager()) if f.subject == "conflict"]
     assert [f.message.split(" is claimed")[0] for f in found] == [
         "system 'test-pendulum'",
         "preset 'test-swing'",
@@ -225,7 +225,7 @@ def test_doctor_names_conflicts(site: Any) -> None:
     assert found[0].mend == "pip uninstall all but one of sda-test-one, sda-test-two"
 
 
-@pytest.mark.parametrize(("module", "check"), [("torch", health._torch), ("h5py", health._hdf5)])
+@pytest.mark.parametrize(("module", "check"), [("torch", doctor._torch), ("h5py", doctor._hdf5)])
 def test_doctor_without_a_library(
     module: str, check: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Ensembles on disk: what is written, read, gone on with and refused."""
+"""Ensembles on disk: what is written, read, resumed and refused."""
 
 from __future__ import annotations
 
@@ -152,13 +152,13 @@ def test_members_that_cannot_be_written(tmp_path) -> None:
     file.begin()
     (file.folder / "values.nc").unlink()
     with pytest.raises(
-        AssimilationError, match=r"members cannot be written to .*values.nc.* the same command goes"
+        AssimilationError, match=r"members cannot be written to .*values.nc.* same command resumes"
     ):
         file.write(torch.tensor([0]), VALUES[:1])
 
 
 def test_an_ensemble_that_cannot_be_put_in_its_place(tmp_path, monkeypatch) -> None:
-    """By a full disk, for instance: what was written is there to be gone on with."""
+    """By a full disk, for instance: what was written is there to be resumed."""
     pytest.importorskip("zarr")
 
     def full(*_):
@@ -168,7 +168,7 @@ def test_an_ensemble_that_cannot_be_put_in_its_place(tmp_path, monkeypatch) -> N
     file.save(PROGRESS)
     monkeypatch.setattr(xarray_io, "sync", full)
     with pytest.raises(
-        AssimilationError, match=r"written to .*zarr \(.*No space left.*goes on from"
+        AssimilationError, match=r"written to .*zarr \(.*No space left.*resumes from"
     ):
         file.finish(file.values)
     monkeypatch.undo()

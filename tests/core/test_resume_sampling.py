@@ -141,7 +141,7 @@ def test_a_stop_is_asked_for(number, tmp_path) -> None:
             os.kill(os.getpid(), number)
 
     ensemble = _file(tmp_path, minutes=60.0)  # nothing is due but what a stop keeps
-    with pytest.raises(StoppedError, match=r"the same command goes on from there .*posterior.part"):
+    with pytest.raises(StoppedError, match=r"the same command resumes there .*posterior.part"):
         EnsembleSampler(_model(), sampler, SHAPE, 3, batch_size=2).sample(
             Execution(on_step=on_step, ensemble=ensemble)
         )

@@ -13,7 +13,7 @@ import torch
 
 from sda_core.config import structure, unstructure
 from sda_core.errors import AssimilationError, ConfigError
-from sda_core.guidance import Guidance, settled
+from sda_core.guidance import Guidance, require_number
 from sda_core.io.ensemble_file import EnsembleFile
 from sda_core.method import SDA, Execution, Problem, tune_strength, tuning
 from sda_core.method.tuning import SHARES, Trial, search, split_folds
@@ -210,7 +210,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match='allowed: 0 or greater, or "auto"'):
         _guidance(gamma=-1.0)
     assert unstructure(_guidance())["gamma"] == "auto"
-    assert settled(0.5) == 0.5
+    assert require_number(0.5) == 0.5
     problem = gaussian_problem(length=2)
     with pytest.raises(ConfigError, match="strength of this guidance is 'auto', which the method"):
         _guidance()(problem.model.denoiser, problem.likelihood)(

@@ -294,7 +294,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path) -> None:
     whole = draw(method, problem, 8, 0, **_tools(steps=12)).clone()
     evaluated, said = [], []
 
-    with pytest.raises(StoppedError, match="the same command goes on from there"):
+    with pytest.raises(StoppedError, match="the same command resumes there"):
         draw(
             method,
             problem,

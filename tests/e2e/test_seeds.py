@@ -173,7 +173,7 @@ def test_stopped_trainings_go_on_bit_for_bit(tmp_path: Path):
     _, stderr = process.communicate()
     assert process.returncode == 130, stderr
     assert "training stopped with " in stderr
-    assert "the same command goes on from their checkpoints" in stderr
+    assert "the same command resumes from their checkpoints" in stderr
     left = [folder for folder in folders if not (folder / "model").exists()]
     assert left  # on a busy machine one may have ended before the other's first checkpoint
     for folder in left:  # they were asked to stop, and did so of themselves

@@ -1,4 +1,4 @@
-"""A training by several processes: stopped, killed, gone on with by another number of them."""
+"""A training by several processes: stopped, killed, resumed by another number of them."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class DivergedMembersError(AssimilationError):
 
 
 class StoppedError(SDAError):
-    """The user stopped long work; what was done is kept, and the same call goes on from there."""
+    """The user stopped long work; what was done is kept, and the same call resumes there."""
 
 
 class ClusterError(SDAError):
@@ -76,4 +76,4 @@ class ClusterError(SDAError):
 
 
 class SweepError(SDAError):
-    """A sweep cannot be done or gone on with: another study is in its directory, or all fail."""
+    """A sweep cannot be done or resumed: another study is in its directory, or all fail."""

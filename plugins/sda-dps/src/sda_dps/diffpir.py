@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sda_core.config import at_least, component, option, positive
-from sda_core.guidance import Likelihood, LikelihoodGuidance, Strength, or_auto, settled
+from sda_core.guidance import Likelihood, LikelihoodGuidance, Strength, allow_auto, require_number
 from sda_dps.linearized import Linearized, expand, isotropic_step
 
 
@@ -35,7 +35,7 @@ class DiffPIR(LikelihoodGuidance):
     strength: ClassVar[Strength] = Strength(field="weight", weakest=100.0, strongest=0.1)
 
     weight: float | Literal["auto"] = option(
-        default=1.0, check=or_auto(positive), help='strength of the prior, or "auto"'
+        default=1.0, check=allow_auto(positive), help='strength of the prior, or "auto"'
     )
     newton_steps: int = option(default=2, check=at_least(1), help="Gauss-Newton steps")
     iterations: int = option(
@@ -53,7 +53,7 @@ class DiffPIR(LikelihoodGuidance):
         """Estimate grad log p(y | x_t), here the step to the minimum times alpha / sigma^2."""
         with torch.no_grad():
             x0 = denoise(x_t)
-        variance = (sigma / alpha) ** 2 / settled(self.weight)
+        variance = (sigma / alpha) ** 2 / require_number(self.weight)
 
         A = Linearized(likelihood, x0, variance)
         step, _, _ = A.solve(lambda z: isotropic_step(A, variance, self.iterations, z))

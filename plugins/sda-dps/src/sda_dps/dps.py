@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sda_core.config import component, option, positive
-from sda_core.guidance import Likelihood, LikelihoodGuidance, Strength, or_auto, settled
+from sda_core.guidance import Likelihood, LikelihoodGuidance, Strength, allow_auto, require_number
 
 
 @component
@@ -30,7 +30,7 @@ class DPS(LikelihoodGuidance):
     strength: ClassVar[Strength] = Strength(field="zeta", weakest=0.1, strongest=100.0, power=-1)
 
     zeta: float | Literal["auto"] = option(
-        default=1.0, check=or_auto(positive), help='strength of the guidance, or "auto"'
+        default=1.0, check=allow_auto(positive), help='strength of the guidance, or "auto"'
     )
 
     def likelihood_score(
@@ -49,4 +49,4 @@ class DPS(LikelihoodGuidance):
         # An observation that is met exactly has no gradient, and needs no step.
         norm = square.detach().sqrt().clamp_min(torch.finfo(square.dtype).tiny)
         norm = norm.reshape(-1, *(1,) * (x_t.ndim - 1))
-        return x0, -settled(self.zeta) * gradient / norm
+        return x0, -require_number(self.zeta) * gradient / norm

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sda_core.config import component, non_negative, one_of, option
-from sda_core.guidance import Likelihood, LikelihoodGuidance, Strength, or_auto, settled
+from sda_core.guidance import Likelihood, LikelihoodGuidance, Strength, allow_auto, require_number
 
 
 @component
@@ -37,7 +37,7 @@ class GaussianGuidance(LikelihoodGuidance):
 
     gamma: float | Literal["auto"] = option(
         default=0.03,
-        check=or_auto(non_negative),
+        check=allow_auto(non_negative),
         help='Var x0 / (sigma / alpha)^2, or "auto"',
     )
     detach: bool = option(default=False, help="take no gradient through the network")
@@ -64,7 +64,7 @@ class GaussianGuidance(LikelihoodGuidance):
             x0 = denoise(x_t)
             scale = torch.ones_like(alpha)
         residual = likelihood.residual(x0)
-        spread = settled(self.gamma) * (sigma / alpha) ** 2
+        spread = require_number(self.gamma) * (sigma / alpha) ** 2
         spread = spread.reshape(-1, 1).expand_as(residual)
         variance = likelihood.variance(x0, spread) + spread
         log_p = -0.5 * (residual**2 / variance).sum()

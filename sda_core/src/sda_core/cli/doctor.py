@@ -6,7 +6,7 @@ import attrs
 import typer
 
 from sda_core.cli.output import JsonOption, print_json
-from sda_core.plugins import doctor as health
+from sda_core.plugins.doctor import doctor as check_installation
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -16,7 +16,7 @@ def add_commands(app: typer.Typer) -> None:
 
 def doctor(as_json: JsonOption = False) -> None:
     """Check the installation; exit code 1 if anything is broken."""
-    findings = health.doctor()
+    findings = check_installation()
     broken = any(finding.broken for finding in findings)
     if as_json:
         print_json({"ok": not broken, "findings": [attrs.asdict(f) for f in findings]})

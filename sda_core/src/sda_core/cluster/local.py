@@ -99,7 +99,7 @@ class Local(Cluster):
                     if stopping():  # as by a signal to all processes, while they start
                         raise StoppedError(
                             "a worker process ended when the work was to stop; what is saved is "
-                            "kept, and the same command goes on from there"
+                            "kept, and the same command resumes there"
                         ) from lost
                     continue
             return

@@ -90,7 +90,7 @@ def generate(
 ) -> Path:
     """Make a data set, or what is missing of it.
 
-    Blocks that are done are kept in ``path/.parts``, and an interrupted generation goes on from
+    Blocks that are done are kept in ``path/.parts``, and an interrupted generation resumes from
     there. The files get their names when all are complete. Peak memory is one block, or, where
     blocks are simulated by other processes, one here and two in each of these, also while a
     trajectory that left the range of finite numbers is drawn again, which a

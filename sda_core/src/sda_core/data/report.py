@@ -13,7 +13,7 @@ from sda_core.data.hdf5 import open_file, read_info
 from sda_core.data.parts import Parts, read_manifest
 from sda_core.errors import DataError
 
-RESUME = "run 'sda simulate' with the same configuration and seed: it goes on where it stopped"
+RESUME = "run 'sda simulate' with the same configuration and seed: it resumes where it stopped"
 SOURCES = {"system": "the system's spec", "train": "the training split"}
 
 

@@ -64,7 +64,7 @@ class AssimilateConfig:
         default=5.0,
         check=positive,
         units="min",
-        help="how often a batch of members on its way is kept, to be gone on with after a kill; "
+        help="how often a batch of members in progress is kept, to be resumed after a kill; "
         "for [sample], too",
     )
     observations: ObservationTable | None = option(

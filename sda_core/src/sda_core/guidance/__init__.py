@@ -6,7 +6,7 @@ from sda_core.guidance.base import (
     Likelihood,
     LikelihoodGuidance,
 )
-from sda_core.guidance.strength import Strength, or_auto, settled
+from sda_core.guidance.strength import Strength, allow_auto, require_number
 
 __all__ = [
     "Guidance",
@@ -14,6 +14,6 @@ __all__ = [
     "Likelihood",
     "LikelihoodGuidance",
     "Strength",
-    "or_auto",
-    "settled",
+    "allow_auto",
+    "require_number",
 ]

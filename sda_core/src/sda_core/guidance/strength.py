@@ -29,12 +29,12 @@ class Strength:
     power: float = 0.0
 
 
-def or_auto(check: Check) -> Check:
+def allow_auto(check: Check) -> Check:
     """What a check allows, and "auto"."""
     return Check(f'{check.allowed}, or "{AUTO}"', lambda v: v == AUTO or check.accepts(v))
 
 
-def settled(value: float | Literal["auto"]) -> float:
+def require_number(value: float | Literal["auto"]) -> float:
     """A strength as a number.
 
     Raises:

@@ -3,13 +3,13 @@ r"""An ensemble on disk that members are written to as they are finished.
 Until it is complete, it is a folder beside the place that it will have:
 
     ===========================  ==================================================================
-    ``values.nc``                room for all members, of which the finished ones are there
+    ``values.nc``                space for all members, of which the finished ones are there
     ``progress.safetensors``     whose ensemble it is, which members are finished, and, where a
                                  batch was on its way, its states, the noise's, and what the sampler
                                  keeps of earlier steps
     ===========================  ==================================================================
 
-A kill at any moment leaves what can be gone on with. ``values.nc`` is laid out once and for all, so
+A kill at any moment leaves what can be resumed. ``values.nc`` is laid out once and for all, so
 that writing members changes nothing but their own bytes. ``progress.safetensors`` is replaced as a
 whole, and not before the members that it says are finished are on the disk. At the end
 ``values.nc`` is renamed, or converted to Zarr member by member, and the folder is removed.
@@ -50,7 +50,7 @@ class EnsembleFile(Ensemble):
         spec: What the states are.
         shape: (M, L, C, \*S).
         identity: All that its values depend on, as JSON can hold it. What was left by a sampling of
-            another identity is not gone on with.
+            another identity is not resumed.
         file_format: What it will be.
         minutes: After how much time the state of a batch is kept.
         announce: Called with a line of text that says what is done.
@@ -178,7 +178,7 @@ class EnsembleFile(Ensemble):
                     self.save(progress())
                 if stop:
                     raise StoppedError(
-                        "sampling stopped; the same command goes on from there "
+                        "sampling stopped; the same command resumes there "
                         f"(its members so far are kept in {self.folder})"
                     )
 
@@ -219,7 +219,7 @@ class EnsembleFile(Ensemble):
         except OSError as error:
             raise AssimilationError(
                 f"members cannot be written to {path} ({error}): mend that, and the same command "
-                "goes on from what was written"
+                "resumes from what was written"
             ) from error
 
 

@@ -76,7 +76,7 @@ def save(data: xr.DataArray | xr.Dataset, path: Path) -> None:
 
 
 def allocate(path: Path, name: str, spec: SystemSpec, shape: Sequence[int]) -> None:
-    r"""Make a NetCDF file with room for an ensemble, float32, in one piece.
+    r"""Make a NetCDF file with space for an ensemble, float32, in one piece.
 
     So writing members changes nothing but their own bytes, wherever it is cut short.
 
@@ -94,7 +94,7 @@ def allocate(path: Path, name: str, spec: SystemSpec, shape: Sequence[int]) -> N
         ) as file:
             values = file.create_variable(name, names, "<f4")
             values.attrs.update(attributes)
-            values[(-1,) * len(shape)] = 0.0  # the room is taken when something is written
+            values[(-1,) * len(shape)] = 0.0  # the space is taken when something is written
 
 
 def save_zarr(array: xr.DataArray, path: Path) -> None:

@@ -37,7 +37,7 @@ class Ensemble:
         """Make ready to be written to.
 
         Returns:
-            How far the sampling had come that is to be gone on with, None where there is none.
+            How far the sampling had come that is to be resumed, None where there is none.
         """
         return None
 

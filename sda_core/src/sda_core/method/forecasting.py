@@ -90,7 +90,7 @@ def extend(
     if not 1 <= condition < length:
         raise AssimilationError(
             f"condition = {condition} must lie between 1 and {length - 1}: a piece of {length} "
-            "states begins with the known ones, and goes on with at least one that is new"
+            "states begins with the known ones, and continues with at least one that is new"
         )
     if horizon < 1:
         raise AssimilationError(f"horizon = {horizon}: ask for at least 1 state")
@@ -100,7 +100,7 @@ def extend(
             "them, or condition on fewer"
         )
     if not states.isfinite().all():
-        raise AssimilationError("the known states are not finite: there is nothing to go on from")
+        raise AssimilationError("the known states are not finite: there is nothing to start from")
     scaling = sampling.model.standardization
     known, evaluations, new = scaling.to_model(states[:, -condition:].float()), 0.0, []
     for piece in range(-(-horizon // (length - condition))):

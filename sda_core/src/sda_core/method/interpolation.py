@@ -22,7 +22,7 @@ from sda_core.random import seeded_generator
 
 #: lambda is looked for between 10^-DECADES and 10^DECADES, by bisection in so many solves.
 DECADES, SOLVES = 10, 12
-#: Iterations of L-BFGS in a solve, which goes on from the solution of the one before.
+#: Iterations of L-BFGS in a solve, which starts from the solution of the one before.
 ITERATIONS = 60
 
 

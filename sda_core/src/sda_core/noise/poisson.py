@@ -19,7 +19,7 @@ class Poisson(Noise):
 
     A(x) is the mean of y and has to be positive; an operator ending in an exponential or a square
     sees to that. Where it is below ``floor`` counts all the same, which no mean should be but
-    estimates on the way to a sample may, log p goes on as that of a Gaussian with the variance it
+    estimates on the way to a sample may, log p continues as that of a Gaussian with the variance it
     has there, and so leads back. Draws are then made at the floor.
     """
 

@@ -143,7 +143,7 @@ def sda_diagnostics(  # type: ignore[empty-body]
     Args:
         run: The run.
         stage: The stage that asks.
-        context: What is at hand, by name.
+        context: What there is to look at, by name.
     """
 
 

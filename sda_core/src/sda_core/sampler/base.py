@@ -35,7 +35,7 @@ from sda_core.schedule.base import Schedule
 
 @attrs.frozen(eq=False)
 class SamplerState:
-    r"""How far a sampler has come: with its noise, all that it needs to go on from there.
+    r"""How far a sampler has come: with its noise, all that it needs to resume.
 
     Attributes:
         x: State at the time that it has come to, (M, L, C, \*S).

@@ -99,7 +99,7 @@ def train_seeds(
     The member of seed K has a run directory of its own, ``seed-K``. Its weights, batches and noise
     are of ``train.seed = K``, and its data are the ensemble's, in ``data``, made with the
     experiment's seed where they are missing. Members that are finished are left as they are, and
-    others go on from their checkpoints.
+    others resume from their checkpoints.
 
     Side by side, each member is trained by a process of its own, with a part of the CPU's cores
     and, where there are several, one of the GPUs. What it says is in ``seed-K/train.log``. It stops
@@ -131,7 +131,7 @@ def train_seeds(
     runs = {seed: _member(experiment, folder / f"seed-{seed}", seed) for seed in seeds}
     if resume and not any(_has_checkpoint(run) for run in runs.values()):
         raise CheckpointError(
-            f"there is no checkpoint in {folder}/seed-* to go on from: train without --resume to "
+            f"there is no checkpoint in {folder}/seed-* to resume from: train without --resume to "
             "start"
         )
     if not Run(experiment, folder).is_done("simulate"):

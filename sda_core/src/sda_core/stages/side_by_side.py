@@ -85,7 +85,7 @@ def train_side_by_side(
         left = len(waiting) + len(running)
     if left:
         raise StoppedError(
-            f"training stopped with {left} of {len(runs)} seeds to go; the same command goes on "
+            f"training stopped with {left} of {len(runs)} seeds to go; the same command resumes "
             "from their checkpoints"
         )
     return failed

@@ -112,7 +112,7 @@ def _failure(tracker: Tracker) -> None:
 
 
 def _again(tracker: Tracker) -> None:
-    """A run is gone on with, in the same stage and in others."""
+    """A run is resumed, in the same stage and in others."""
     with _run() as run:
         for stage in ("simulate", "train", "train", "evaluate"):
             session = tracker.open(run, stage)

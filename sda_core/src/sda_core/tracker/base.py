@@ -70,7 +70,7 @@ class Session(ABC):
         Args:
             summary: The results of the stage; None if it did not end well.
             error: What ended it then. After a :class:`~sda_core.errors.StoppedError` the stage can
-                be gone on with, and there may be little time left.
+                be resumed, and there may be little time left.
         """
 
 
