@@ -205,9 +205,9 @@ def experiment_page() -> str:
             cls = _table_class(field.name)
             documentation = inspect.getdoc(cls) or ""
             prose = re.split(r"^(?:Attributes|Args|Raises):", documentation, flags=re.MULTILINE)[0]
-            sections.append(
-                f"\n## {field.name}\n\n{_markdown(prose.strip())}\n\n{fields_table(describe(cls))}"
-            )
+            more = prose.partition("\n\n")[2].strip()  # the table above has the first line
+            text = f"{_markdown(more)}\n\n" if more else ""
+            sections.append(f"\n## {field.name}\n\n{text}{fields_table(describe(cls))}")
         rows.append([what, _markdown(field.help)])
     parts.append(table(["key", "meaning"], rows))
     return "".join(parts + sections)
