@@ -182,11 +182,10 @@ def die(link: Link) -> None:
 
 
 def others() -> list[int]:
-    """The other processes that the parent of this one has started, in this order."""
-    parent = os.getppid()
-    text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
-    names = {int(p): Path(f"/proc/{p}/cmdline").read_bytes() for p in text.split()}
-    return [p for p, name in names.items() if b"spawn_main" in name and p != os.getpid()]
+    """The other workers: those that the server has forked which forked this one, in this order."""
+    server = os.getppid()
+    text = Path(f"/proc/{server}/task/{server}/children").read_text()
+    return [int(p) for p in text.split() if int(p) != os.getpid()]
 
 
 @attrs.frozen

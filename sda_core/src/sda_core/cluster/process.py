@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -48,9 +49,10 @@ def serving(
     Raises:
         ClusterError: The argument cannot be pickled.
     """
-    context = multiprocessing.get_context("spawn")  # torch and jax have threads
+    context = _context()
     ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(argument, theirs), daemon=True)
+    arguments = (dict(os.environ), target, argument, theirs)
+    process = context.Process(target=_begin, args=arguments, daemon=True)
     with ours:
         with sending(workers):
             process.start()
@@ -62,6 +64,29 @@ def serving(
             process.kill()
             process.join()
             atexit.unregister(process.kill)
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """How processes are started: forked from a server that has imported torch, where that can be.
+
+    Not forked from this process, since torch and jax have threads. The server ends with it.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    multiprocessing.set_forkserver_preload(["torch"])
+    return multiprocessing.get_context("forkserver")
+
+
+def _begin(
+    environment: dict[str, str],
+    target: Callable[[A, Connection], None],
+    argument: A,
+    connection: Connection,
+) -> None:
+    """Call the target, with the environment of the process that asked, and not of the server."""
+    os.environ.clear()
+    os.environ.update(environment)
+    target(argument, connection)
 
 
 def obey_the_parent() -> None:
