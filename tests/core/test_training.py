@@ -363,7 +363,7 @@ def test_the_host_waits_for_the_device_at_the_end_of_an_epoch_alone(windows) -> 
         trainer = _trainer(windows, epochs=2, precision=precision, **settings)
         assert trainer.steps_per_epoch == 4
         epochs = trainer.epochs()
-        for expected in (2, 3):  # loss and count of batches; where there is a validation its loss
+        for expected in (2, 4):  # loss and count of batches; two losses of a validation
             with Synchronizations() as seen:
                 next(epochs)
             assert seen.count == expected
@@ -423,6 +423,21 @@ def test_variable_weights_are_used(windows) -> None:
     rows = only_q.denoiser.kernel.layers[-1].weight.grad.abs().sum(1).reshape(WINDOW, 2)
     assert (rows[:, 0] > 0).all()
     assert (rows[:, 1] == 0).all()
+
+
+def test_validation_without_weights_compares_trainings(windows) -> None:
+    settings = {"epochs": 2, "learning_rate": 1e-30, "validate_every": 2}
+    plain = _trainer(windows, **settings)
+    weighted = _trainer(windows, **settings, variable_weights=(3.0, 1.0))
+    for trainer in (plain, weighted):
+        list(trainer.epochs())
+    assert [m.valid_loss_unweighted for m in plain.history] == [None, None]
+    first, last = weighted.history
+    assert first.valid_loss_unweighted is None
+    assert last.valid_loss_unweighted == plain.history[-1].valid_loss != last.valid_loss
+    again = _trainer(windows, **settings, variable_weights=(3.0, 1.0))
+    again.load_state_dict(*weighted.state_dict())
+    assert again.history == weighted.history
 
 
 def test_errors(windows, tmp_path) -> None:

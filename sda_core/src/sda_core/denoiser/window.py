@@ -157,12 +157,22 @@ class WindowDenoiser(Denoiser):
         Returns:
             The mean loss, (), and the loss of each window, (B,), without a gradient.
         """
+        error = self.errors_at(x, t, eps, network)
+        if weights is not None:
+            error = self.weighted(error, weights)
+        return error.mean(), error.detach().flatten(1).mean(1)
+
+    def errors_at(
+        self, x: Tensor, t: Tensor, eps: Tensor, network: Network | None = None
+    ) -> Tensor:
+        """The squared errors of the network, of x's shape; see :meth:`losses_at`."""
         alpha, sigma = self.scales(x, t)
         x_t = alpha * x + sigma * eps
         c_in, c_skip, c_out = self.coefficients(alpha, sigma)
         target = ((1 - c_skip * alpha) * x - c_skip * sigma * eps) / c_out
         evaluate = self.network if network is None else network
-        error = (evaluate(c_in * x_t, t) - target).square()
-        if weights is not None:
-            error = error * expand_time(weights / weights.mean(), error[0, 0])
-        return error.mean(), error.detach().flatten(1).mean(1)
+        return (evaluate(c_in * x_t, t) - target).square()
+
+    def weighted(self, error: Tensor, weights: Tensor) -> Tensor:
+        """Errors times the weights of the variables, (C,), divided by their mean."""
+        return error * expand_time(weights / weights.mean(), error[0, 0])

@@ -28,8 +28,8 @@ from sda_core.errors import CheckpointError, ConfigError
 from sda_core.io.files import replace_file
 from sda_core.plugins.names import cause_text, did_you_mean
 from sda_core.training.config import TrainConfig
-from sda_core.training.events import EpochMetrics
 from sda_core.training.meter import Meter
+from sda_core.training.state import history_tensors, prefixed
 
 CHECKPOINT_SCHEMA = 3
 
@@ -235,7 +235,7 @@ def _from_2(tensors: dict[str, Tensor], header: dict[str, str]) -> Contents:
         **tensors,
         **{f"meter.{k}": v for k, v in meter.items()},
         "losses": empty,
-        **{f"history.{a.name}": empty for a in attrs.fields(EpochMetrics)},
+        **prefixed("history", history_tensors(())),
     }
     header = {
         "schema": "3",

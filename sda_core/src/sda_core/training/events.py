@@ -27,6 +27,7 @@ class EpochMetrics:
         step: Number of optimizer steps done.
         loss: Mean training loss of the epoch, skipped batches left out.
         valid_loss: Validation loss of the weights that will be used, at epochs that validate.
+        valid_loss_unweighted: The same without ``train.variable_weights``, where these are given.
         learning_rate: Learning rate of the last step.
         grad_norm: Norm of the gradients at the last step, before they were clipped.
         skipped: Number of batches of this epoch that were skipped.
@@ -38,6 +39,7 @@ class EpochMetrics:
     step: int
     loss: float
     valid_loss: float | None
+    valid_loss_unweighted: float | None = None
     learning_rate: float
     grad_norm: float
     skipped: int

@@ -28,6 +28,7 @@ from sda_core.training.checkpoints import CheckpointFolder
 from sda_core.training.events import EpochMetrics, Event, LossSpike, SkippedBatch, Step
 from sda_core.training.memory import memory_in_use
 from sda_core.training.progress import ProgressReporter
+from sda_core.training.state import history_columns
 from sda_core.training.trainer import Trainer
 
 #: Seconds between two looks at progress.
@@ -224,12 +225,7 @@ class MainRank:
         self.run.manager.hook.sda_checkpoint_written(run=self.run, path=path)
 
     def _write_history(self) -> None:
-        history = self.trainer.history
-        columns = {
-            a.name: [getattr(metrics, a.name) for metrics in history]
-            for a in attrs.fields(EpochMetrics)
-        }
-        write_json(self.run.directory / "history.json", columns)
+        write_json(self.run.directory / "history.json", history_columns(self.trainer.history))
 
     def _roll_back(self, spike: LossSpike) -> None:
         found = self.folder.before(spike.since)

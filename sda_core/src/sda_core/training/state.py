@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from sda_core.training.events import EpochMetrics
 
 _HISTORY = tuple(a.name for a in attrs.fields(EpochMetrics))
+_OPTIONAL = ("valid_loss", "valid_loss_unweighted")
 
 
 def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,25 +53,33 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
                 moments[name] = torch.empty_like(weight).copy_(value)
 
 
-def history_tensors(history: Sequence[EpochMetrics]) -> dict[str, Tensor]:
-    """Metrics of epochs, as columns."""
+def history_columns(history: Sequence[EpochMetrics]) -> dict[str, list[Any]]:
+    """Metrics of epochs, as columns; ``valid_loss_unweighted`` only where there is one."""
     columns = {name: [getattr(m, name) for m in history] for name in _HISTORY}
+    if all(v is None for v in columns["valid_loss_unweighted"]):
+        del columns["valid_loss_unweighted"]
+    return columns
+
+
+def history_tensors(history: Sequence[EpochMetrics]) -> dict[str, Tensor]:
+    """The same, as tensors with NaN for what is missing."""
     return {
         name: torch.tensor([math.nan if v is None else v for v in column], dtype=torch.float64)
-        for name, column in columns.items()
+        for name, column in history_columns(history).items()
     }
 
 
 def read_history(tensors: Mapping[str, Tensor]) -> list[EpochMetrics]:
     """Metrics of epochs, from columns that :func:`history_tensors` gave."""
-    columns = [tensors[name].tolist() for name in _HISTORY]
-    return [_metrics(row) for row in zip(*columns, strict=True)]
+    columns = {name: tensors[name].tolist() for name in _HISTORY if name in tensors}
+    rows = zip(*columns.values(), strict=True)
+    return [_metrics(dict(zip(columns, row, strict=True))) for row in rows]
 
 
-def _metrics(row: tuple[float, ...]) -> EpochMetrics:
-    values: dict[str, Any] = dict(zip(_HISTORY, row, strict=True))
+def _metrics(values: dict[str, Any]) -> EpochMetrics:
     for name in ("epoch", "step", "skipped"):
         values[name] = int(values[name])
-    if math.isnan(values["valid_loss"]):
-        values["valid_loss"] = None
+    for name in _OPTIONAL:
+        if math.isnan(values.get(name, math.nan)):
+            values[name] = None
     return EpochMetrics(**values)

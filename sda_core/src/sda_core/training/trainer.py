@@ -218,13 +218,16 @@ class Trainer:
         self._running.batch = 0
         self.epoch += 1
         due = self.epoch % self.config.validate_every == 0 or self.epoch == self.config.epochs
-        valid_loss = self.validate() if due and self.valid is not None else None
+        valid_loss = unweighted = None
+        if due and self.valid is not None:
+            valid_loss, unweighted = self._validate()
         if valid_loss is not None and valid_loss < self.best_loss:
             self.best_loss, self.best_epoch = valid_loss, self.epoch
         metrics = EpochMetrics(
             epoch=self.epoch,
             step=self.step,
             valid_loss=valid_loss,
+            valid_loss_unweighted=unweighted,
             learning_rate=self.learning_rate,
             grad_norm=self._grad_norm,
             **measured,
@@ -344,10 +347,14 @@ class Trainer:
 
     def validate(self) -> float:
         """Loss on the validation windows, the same windows, times and noise each time."""
+        return self._validate()[0]
+
+    def _validate(self) -> tuple[float, float | None]:
+        """The same, and the loss without weights of the variables where there are some."""
         assert self.valid is not None
         denoiser = self.best_denoiser.eval()
         draws = self.random.validation_draws()
-        total, count = torch.zeros((), device=self.device), 0
+        total, count = torch.zeros(2, device=self.device), 0
         with torch.no_grad():
             # Four passes, since a validation set is small and the noise levels are many.
             for i in range(4):
@@ -356,10 +363,14 @@ class Trainer:
                     x = batch.to(self.device)
                     t, eps, mine = self._draw(self.valid, j, x, draws)
                     if len(x):
-                        loss = denoiser.loss_at(x, t[mine], eps[mine], self.weights)
-                        total += loss * len(x)
+                        error = denoiser.errors_at(x, t[mine], eps[mine])
+                        loss = plain = error.mean()
+                        if self.weights is not None:
+                            loss = denoiser.weighted(error, self.weights).mean()
+                        total += torch.stack((loss, plain)) * len(x)
                     count += len(t)
-        return float(self.group.total(total)) / count
+        weighted, unweighted = self.group.total(total)
+        return float(weighted) / count, None if self.weights is None else float(unweighted) / count
 
     def _windows(self, windows: WindowDataset) -> int:
         """Windows in an epoch."""
