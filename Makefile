@@ -14,10 +14,10 @@ demo: $(READY)  ## simulate, train, assimilate and evaluate noisy Lorenz-63
 	$(BIN)/sda run lorenz63-quick
 
 test: $(READY) lint  ## formatting, lint, types, import contracts, generated docs, and the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)  ## the statistical and reproduction tests, which take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -111,7 +111,20 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(target), f"{page_id(page)} links to {link}: no such heading"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if RUNNABLE.search(p.read_text())], ids=page_id)
+#: Pages whose commands take minutes.
+SLOW = ("docs/clusters.md", "docs/getting-started.md", "docs/long-runs.md", "docs/sweeps.md")
+
+
+def runnable_pages() -> list:
+    """The pages that have code to run."""
+    return [
+        pytest.param(p, id=page_id(p), marks=[pytest.mark.slow] if page_id(p) in SLOW else [])
+        for p in PAGES
+        if RUNNABLE.search(p.read_text())
+    ]
+
+
+@pytest.mark.parametrize("page", runnable_pages())
 def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run one after another, in one folder."""
     monkeypatch.chdir(tmp_path)

@@ -86,6 +86,7 @@ def test_the_model_sees_the_forcing(finished) -> None:
     torch.testing.assert_close(model.denoiser.context, torch.sin(4 * y).expand(1, 16, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observation", [SENSORS, SATURATION], ids=["sensors", "saturation"])
 def test_another_observation_needs_no_training(finished, tmp_path, observation) -> None:
     directory = tmp_path / "run"
@@ -97,6 +98,7 @@ def test_another_observation_needs_no_training(finished, tmp_path, observation) 
     assert "observation" in (directory / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_memory_budget_changes_no_result(finished, tmp_path) -> None:
     ensembles = []
     for name, changes in (("all", []), ("few", ["method.batch_size=3", "model.chunk_size=2"])):

@@ -153,6 +153,7 @@ def start(directory: Path, *changes: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_members_stop_when_their_parent_is_killed(tmp_path: Path):
     with start(tmp_path, "train.epochs=1000", "train.checkpoint_every=1") as process:
         process.kill()
@@ -164,6 +165,7 @@ def test_members_stop_when_their_parent_is_killed(tmp_path: Path):
             time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_stopped_trainings_go_on_bit_for_bit(tmp_path: Path):
     changes = ["train.epochs=80", "train.checkpoint_every=1", "train.validate_every=80"]
     broken, whole = tmp_path / "broken", tmp_path / "whole"

@@ -94,6 +94,7 @@ def test_what_is_written(undisturbed: Path) -> None:
     assert names == {"step-00000040.safetensors", "step-00000048.safetensors", "best.safetensors"}
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(request: pytest.FixtureRequest) -> None:
     script = Path(__file__).with_name("kill_training.py")
     done = subprocess.run(
@@ -116,7 +117,9 @@ def test_killed_a_hundred_times() -> None:
     assert int(re.search(r"(\d+) of them in the middle of writing", done.stdout)[1]) >= 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_after_the_step(directory: Path, undisturbed: Path, number) -> None:
     options = [option for change in SMALL for option in ("--set", change)]
     command = [sys.executable, "-m", "sda_core", "train", "lorenz63-quick", *options]
