@@ -14,7 +14,6 @@ import tracemalloc
 import warnings
 from pathlib import Path
 
-import attrs
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -28,7 +27,7 @@ from sda_core.denoiser import WindowDenoiser
 from sda_core.errors import CheckpointError, CheckpointWarning, ConfigError
 from sda_core.io.files import remove_leftovers, replace_file
 from sda_core.schedule import VP
-from sda_core.training import EpochMetrics, TrainConfig, Trainer
+from sda_core.training import TrainConfig, Trainer
 from sda_core.training.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
@@ -37,6 +36,7 @@ from sda_core.training.checkpoint import (
     save_checkpoint,
 )
 from sda_core.training.checkpoints import CheckpointFolder
+from sda_core.training.state import history_tensors, prefixed
 
 from .data_systems import Swing, make
 
@@ -258,7 +258,7 @@ def test_schema_2(tmp_path) -> None:
     assert read.tensors["raw.w"].tolist() == [0, 1, 2]
     assert (read.state["epoch"], read.state["step"], read.state["batch"]) == (3, 12, 0)
     assert math.isinf(read.state["best_loss"])
-    assert {f"history.{a.name}" for a in attrs.fields(EpochMetrics)} <= read.tensors.keys()
+    assert prefixed("history", history_tensors(())).keys() <= read.tensors.keys()
     asked = {"seed": 0, "train": unstructure(TrainConfig(epochs=6, batch_size=8))}
     check_settings(read, asked)
     for change in ({"optimizer": "sgd"}, {"epochs": 7}, {"seed": 1}, {"guards": {"spike": 2.0}}):

@@ -14,8 +14,8 @@ import sda_core as sda
 from sda_core.cli import main
 from sda_core.data import TrajectoryStore, WindowDataset
 from sda_core.errors import CheckpointError, ConfigError
-from sda_core.stages import TrainingPreview, preview_training, training_preview
-from sda_core.training import newest_run
+from sda_core.stages import preview_training
+from sda_core.training import TrainingPreview, newest_run, preview
 
 SMALL = [
     "data.trajectories=40",
@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_measurement(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(training_preview, "ENOUGH_SECONDS", 0.05)
+    monkeypatch.setattr(preview, "ENOUGH_SECONDS", 0.05)
 
 
 def call(*arguments: str) -> int | str | None:
@@ -105,7 +105,7 @@ def test_preview_says_where_the_data_will_be(
 ):
     size = 4 * 36 * 48 * 3
     for available, held_on in ((2 * size, "cpu"), (2 * size - 1, None)):
-        monkeypatch.setattr(training_preview, "available_memory", lambda p, n=available: n)
+        monkeypatch.setattr(preview, "available_memory", lambda p, n=available: n)
         plan = preview_training(small(), tmp_path)
         assert plan.held_on == held_on
     assert "window by window" in str(plan)
@@ -156,7 +156,7 @@ def test_the_random_windows_stand_for_those_of_data(trained: Path):
     """As many, in the same parts, as a data set gives."""
     store = TrajectoryStore(trained / "runs" / "first" / "data" / "train.h5")
     real = WindowDataset(store, 9)
-    stand_in = training_preview._RandomWindows(len(real), 9, store.spec)
+    stand_in = preview._RandomWindows(len(real), 9, store.spec, torch.device("cpu"))
     g = torch.Generator()
     for arguments in ((g, 24), (g, 24, 3), (g, 24, 3, 2), (g, 32), (g, 100)):
         shapes = [batch.shape for batch in real.epoch(*arguments)]

@@ -26,7 +26,7 @@ from torch import Tensor
 from sda_core.data.windows import available_memory
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser, window_starts
 from sda_core.errors import AssimilationError
-from sda_core.method.peak_memory import peak_bytes
+from sda_core.io.peak_memory import peak_bytes
 
 
 @attrs.frozen(kw_only=True)

@@ -12,13 +12,11 @@ from sda_core.stages.quick import QuickStage, quick
 from sda_core.stages.sampling import sample
 from sda_core.stages.seeds import Member, parse_seeds, train_seeds
 from sda_core.stages.simulation import preview, simulate
-from sda_core.stages.training import train
-from sda_core.stages.training_preview import TrainingPreview, preview_training
+from sda_core.stages.training import preview_training, train
 
 __all__ = [
     "Member",
     "QuickStage",
-    "TrainingPreview",
     "assimilate",
     "composition",
     "evaluate",

@@ -13,17 +13,16 @@ import attrs
 import torch
 
 from sda_core.cluster import Cluster, Folder, Link, Local
-from sda_core.config import differences, structure, unstructure
-from sda_core.data import TrajectoryStore, WindowDataset, split_path
+from sda_core.config import structure, unstructure
+from sda_core.data import TrajectoryStore, split_path
 from sda_core.denoiser import WindowDenoiser
-from sda_core.errors import CheckpointError, ClusterError, ConfigError
+from sda_core.errors import ClusterError, ConfigError
 from sda_core.experiment import STAGES, Experiment, Run
 from sda_core.experiment.run import device
 from sda_core.io.files import exclusive
 from sda_core.io.progress import ProgressOption, announce
 from sda_core.method import EnsembleSampler
 from sda_core.model import TrainedModel
-from sda_core.plugins import hookimpl
 from sda_core.stages.common import SAMPLE, WEIGHTS, check_simulated, load_model, stream
 from sda_core.system import HasContext, SystemSpec
 from sda_core.tracker import Value
@@ -35,11 +34,16 @@ from sda_core.training import (
     ProgressReporter,
     RemoteProgress,
     Trainer,
+    TrainingPreview,
+    Uploader,
     anomaly_hunt,
     arithmetic_rules,
-    check_settings,
+    check_workers,
+    measure_training,
+    open_windows,
     reset_peak_memory,
     run_with_progress,
+    starting_point,
 )
 
 #: What later stages have left in a run directory, which workers do not need.
@@ -108,7 +112,7 @@ def train(
         experiment.require("sampler", "train.sample_every")
         experiment.require("sample", "train.sample_every")
     check_simulated(run)
-    _check_workers(experiment, workers, gpus_per_worker, detect_anomaly)
+    check_workers(workers, gpus_per_worker, experiment.train.batch_size, detect_anomaly)
     with exclusive(run.directory / ".training.lock", "training"):
         if workers is None:
             with run.manager.with_plugins(hooks):
@@ -123,33 +127,6 @@ def train(
             work = _TrainWorker(table, folder, resume, tuple(may_change), tuple(hooks))
             run_with_progress(where, work, progress, fetch, **options)
         return load_model(run)
-
-
-def _check_workers(
-    experiment: Experiment, workers: int | None, gpus: float | None, detect_anomaly: bool
-) -> None:
-    if workers is None:
-        if gpus is not None:
-            raise ConfigError(
-                f"--gpus-per-worker {gpus:g} says what each has, but not how many there are: give "
-                "--workers, too"
-            )
-        return
-    batch_size = experiment.train.batch_size
-    if not 1 <= workers <= batch_size:
-        raise ConfigError(
-            f"--workers {workers}: give the number of processes, from 1 to train.batch_size = "
-            f"{batch_size}, whose windows they share"
-        )
-    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != round(gpus))):
-        raise ConfigError(
-            f"--gpus-per-worker {gpus:g}: give 0, a fraction of 1 that is shared, or a whole number"
-        )
-    if detect_anomaly:
-        raise ConfigError(
-            f"--detect-anomaly looks at one process: leave out --workers {workers}; any number of "
-            "workers, or none, can resume a checkpoint"
-        )
 
 
 @attrs.frozen
@@ -177,24 +154,9 @@ class _TrainWorker:
                 _run_nonzero_rank(run, group)
                 return
             progress = RemoteProgress(link)
-            hooks = [*self.hooks, _Uploader(self.folder, progress)]
+            hooks = [*self.hooks, Uploader(self.folder, progress)]
             with run.manager.with_plugins(hooks), progress.forward_warnings():
                 _run_main_rank(run, self.resume, self.may_change, False, progress, group)
-
-
-@attrs.frozen
-class _Uploader:
-    """A plugin that saves the run directory with each checkpoint, after other plugins."""
-
-    folder: Folder
-    progress: RemoteProgress
-    sda_interface = 1
-
-    @hookimpl(trylast=True)
-    def sda_checkpoint_written(self) -> None:
-        """Save it."""
-        self.folder.save()
-        self.progress.checkpoint_saved()
 
 
 def _run_main_rank(
@@ -209,21 +171,10 @@ def _run_main_rank(
     experiment = run.experiment
     store = TrajectoryStore(split_path(run.data, "train"))
     depends = run.settings("simulate", "train") | {"data_id": store.info.data_id}
-    checkpoint, ended = run.checkpoints.newest(), None
-    if checkpoint is not None:
-        written = {"data_id": store.info.data_id} | checkpoint.settings
-        check_settings(attrs.evolve(checkpoint, settings=written), depends, may_change)
-        # With other settings it may be resumed.
-        ended = None if differences(written, depends) else checkpoint.state.get("ended")
-    elif resume:
-        raise CheckpointError(
-            f"there is no checkpoint in {run.checkpoints.directory} to resume from: train without "
-            "--resume to start"
-        )
+    start, ended = starting_point(run.checkpoints, depends, may_change, required=resume)
     settings: Any = experiment.train
     if detect_anomaly:  # an overflow of float16 is no anomaly, and hooks are not compiled
         settings = attrs.evolve(settings, compile=False, precision="float32")
-    start = None if checkpoint is None else (checkpoint.tensors, checkpoint.state)
     group.broadcast((start, ended))
     with arithmetic_rules(settings):  # before anything is done on a GPU
         model = new_model(run, store.spec)
@@ -262,6 +213,27 @@ def _run_nonzero_rank(run: Run, group: Group) -> None:
             NonzeroRank(trainer).train()
 
 
+def preview_training(experiment: Experiment, directory: str | Path) -> TrainingPreview:
+    """Say what :func:`train` would take, from a few steps on random windows.
+
+    Args:
+        experiment: The experiment; its data set need not be there.
+        directory: The run directory, in which nothing is written.
+
+    Returns:
+        Size and time of the whole training, on the device in use.
+
+    Raises:
+        ConfigError: The experiment has no kernel or schedule, or they do not fit the system.
+    """
+    run, config, data = Run(experiment, directory), experiment.train, experiment.data
+    spec, sizes = experiment.system.spec, data.split_sizes
+    with arithmetic_rules(config):
+        denoiser = new_model(run, spec).denoiser
+        counts = sizes["train"], sizes["valid"]
+        return measure_training(denoiser, config, spec, counts, data.length, run.directory)
+
+
 def new_model(run: Run, spec: SystemSpec) -> TrainedModel:
     """The model that a run trains, with random weights, on the device in use.
 
@@ -286,23 +258,10 @@ def new_model(run: Run, spec: SystemSpec) -> TrainedModel:
 
 def _new_trainer(run: Run, model: TrainedModel, settings: Any, group: Group) -> Trainer:
     """The trainer, with data that were looked at."""
-    data: list[WindowDataset | None] = []
-    for split in ("train", "valid"):
-        path = split_path(run.data, split)
-        if not path.is_file():
-            data.append(None)
-            continue
-        # With the model's standardization, so that training and inference cannot differ in it.
-        windows = WindowDataset(
-            TrajectoryStore(path),
-            model.config.window,
-            device=device(),
-            standardization=model.standardization,
-            processes=group.size,
-        )
-        windows.check()
-        data.append(windows)
-    train, valid = data
+    train, valid = (
+        open_windows(split_path(run.data, split), model, device(), group.size)
+        for split in ("train", "valid")
+    )
     assert train is not None  # since it was looked for
     return Trainer(model.denoiser, train, valid, settings, run.train_seed, group)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import attrs
 from torch import Tensor
 
+from sda_core.config import differences
 from sda_core.errors import CheckpointError, CheckpointWarning
 from sda_core.io.files import remove_leftovers
 from sda_core.training.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
+    check_settings,
     link_checkpoint,
     load_checkpoint,
     read_number,
@@ -149,3 +151,39 @@ class CheckpointFolder:
         stale, kept = steps[count:], [self._last, *steps[:count]]
         for path in [*stale, *kept[: -self.keep]]:
             path.unlink(missing_ok=True)
+
+
+def starting_point(
+    folder: CheckpointFolder,
+    settings: Mapping[str, Any],
+    may_change: Collection[str],
+    *,
+    required: bool,
+) -> tuple[tuple[dict[str, Tensor], dict[str, Any]] | None, str | None]:
+    """The state that a training starts from.
+
+    Args:
+        folder: Its checkpoints.
+        settings: Its configuration, with the data's ``data_id``.
+        may_change: Keys and tables that may differ from the checkpoint's.
+        required: Whether there must be a checkpoint.
+
+    Returns:
+        Tensors and values of the newest checkpoint, None without one; and the reason why the
+        training has ended there, None if it has not, or its configuration has changed.
+
+    Raises:
+        CheckpointError: There is none, none that is whole, or it is of another configuration.
+    """
+    checkpoint = folder.newest()
+    if checkpoint is None and required:
+        raise CheckpointError(
+            f"there is no checkpoint in {folder.directory} to resume from: train without --resume "
+            "to start"
+        )
+    if checkpoint is None:
+        return None, None
+    written = {"data_id": settings["data_id"]} | checkpoint.settings
+    check_settings(attrs.evolve(checkpoint, settings=written), settings, may_change)
+    ended = None if differences(written, settings) else checkpoint.state.get("ended")
+    return (checkpoint.tensors, checkpoint.state), ended

@@ -10,9 +10,11 @@ from typing import Any
 
 import attrs
 
-from sda_core.cluster import Cluster, Link
+from sda_core.cluster import Cluster, Folder, Link
+from sda_core.errors import ConfigError
 from sda_core.io.interrupt import stop_request
 from sda_core.io.progress import ProgressOption, announce, reporting
+from sda_core.plugins import hookimpl
 
 #: A function of the steps done and a note, and one that says whether to stop.
 Tracking = tuple[Callable[..., None], Callable[[], bool]]
@@ -76,6 +78,52 @@ class RemoteProgress(ProgressReporter):
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: self.link.tell(("warn", message))
             yield
+
+
+@attrs.frozen
+class Uploader:
+    """A plugin that saves the run directory with each checkpoint, after other plugins."""
+
+    folder: Folder
+    progress: RemoteProgress
+    sda_interface = 1
+
+    @hookimpl(trylast=True)
+    def sda_checkpoint_written(self) -> None:
+        """Save it."""
+        self.folder.save()
+        self.progress.checkpoint_saved()
+
+
+def check_workers(
+    workers: int | None, gpus: float | None, batch_size: int, detect_anomaly: bool
+) -> None:
+    """Refuse numbers of workers and of their GPUs that there cannot be.
+
+    Raises:
+        ConfigError: They are.
+    """
+    if workers is None:
+        if gpus is not None:
+            raise ConfigError(
+                f"--gpus-per-worker {gpus:g} says what each has, but not how many there are: give "
+                "--workers, too"
+            )
+        return
+    if not 1 <= workers <= batch_size:
+        raise ConfigError(
+            f"--workers {workers}: give the number of processes, from 1 to train.batch_size = "
+            f"{batch_size}, whose windows they share"
+        )
+    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != round(gpus))):
+        raise ConfigError(
+            f"--gpus-per-worker {gpus:g}: give 0, a fraction of 1 that is shared, or a whole number"
+        )
+    if detect_anomaly:
+        raise ConfigError(
+            f"--detect-anomaly looks at one process: leave out --workers {workers}; any number of "
+            "workers, or none, can resume a checkpoint"
+        )
 
 
 def run_with_progress(

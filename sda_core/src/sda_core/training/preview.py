@@ -15,18 +15,16 @@ import attrs
 import torch
 from torch import Generator, Tensor
 
-from sda_core.data import SPLITS, WindowDataset
+from sda_core.data import WindowDataset
 from sda_core.data.base import size_text
 from sda_core.data.windows import available_memory
 from sda_core.denoiser import WindowDenoiser
-from sda_core.experiment import Experiment
-from sda_core.experiment.run import Run, device
+from sda_core.io.peak_memory import peak_bytes
 from sda_core.io.progress import duration_text
-from sda_core.method.peak_memory import peak_bytes
-from sda_core.stages.training import new_model
 from sda_core.system import SystemSpec
-from sda_core.training import Trainer, arithmetic_rules
 from sda_core.training.checkpoint import save_checkpoint
+from sda_core.training.config import TrainConfig
+from sda_core.training.trainer import Trainer
 
 #: Steps are measured for this long, and at least two of them.
 ENOUGH_SECONDS = 5.0
@@ -91,53 +89,54 @@ class TrainingPreview:
         )
 
 
-def preview_training(experiment: Experiment, directory: str | Path) -> TrainingPreview:
-    """Say what :func:`train` would take, from a few steps on random windows.
+def measure_training(
+    denoiser: WindowDenoiser,
+    config: TrainConfig,
+    spec: SystemSpec,
+    counts: tuple[int, int],
+    length: int,
+    directory: Path,
+) -> TrainingPreview:
+    """Say what a training would take, from a few steps on random windows.
 
     Args:
-        experiment: The experiment; its data set need not be there.
+        denoiser: The denoiser, on the device to train on.
+        config: Settings.
+        spec: What the states are.
+        counts: Numbers of training and of validation trajectories.
+        length: Their length.
         directory: The run directory, in which nothing is written.
-
-    Returns:
-        Size and time of the whole training, on the device in use.
-
-    Raises:
-        ConfigError: The experiment has no kernel or schedule, or they do not fit the system.
     """
-    run = Run(experiment, directory)
-    config: Any = experiment.train  # to mypy components are no attrs classes
-    sizes, spec = experiment.data.split_sizes, experiment.system.spec
-    train, valid = (_RandomWindows(sizes[s], experiment.model.window, spec) for s in SPLITS[:2])
-    with arithmetic_rules(config):
-        denoiser = new_model(run, spec).denoiser
-        # Not compiled, since tensors inside of compiled functions cannot be counted.
-        trainer = _trainer(denoiser, train, attrs.evolve(config, compile=False))
-        memory = _memory(trainer)
-        checkpoint, checkpoint_seconds = _checkpoint(trainer)
-        if config.compile:
-            trainer = _trainer(denoiser, train, config)
-        step_seconds = _step_seconds(trainer)
-        valid_seconds = _valid_seconds(trainer, valid)
+    device = next(denoiser.parameters()).device
+    train, valid = (_RandomWindows(n, denoiser.window, spec, device) for n in counts)
+    # Not compiled, since tensors inside of compiled functions cannot be counted.
+    settings: Any = config  # to mypy components are no attrs classes
+    trainer = _trainer(denoiser, train, attrs.evolve(settings, compile=False))
+    memory = _memory(trainer)
+    checkpoint, checkpoint_seconds = _checkpoint(trainer)
+    if config.compile:
+        trainer = _trainer(denoiser, train, config)
+    step_seconds = _step_seconds(trainer)
+    valid_seconds = _valid_seconds(trainer, valid)
     steps = config.epochs * trainer.steps_per_epoch
     validations = -(-config.epochs // config.validate_every)
     # At most: each validation may be the best.
     checkpoints = config.epochs // config.checkpoint_every + validations
-    states = (len(train) + len(valid)) * experiment.data.length
-    data = 4 * states * math.prod(spec.state_shape)
-    places = (device(), torch.device("cpu"))
+    data = 4 * sum(counts) * length * math.prod(spec.state_shape)
+    places = (device, torch.device("cpu"))
     return TrainingPreview(
         parameters=sum(p.numel() for p in denoiser.parameters()),
         epochs=config.epochs,
         steps=steps,
         batch_size=config.batch_size,
-        device=device().type,
+        device=device.type,
         memory=memory,
         data=data,
         held_on=next((p.type for p in places if data <= available_memory(p) // 2), None),
         checkpoint=checkpoint,
         checkpoints=config.keep + (len(valid) > 0),
         model=memory["weights"],
-        disk=_free_disk(run.directory),
+        disk=_free_disk(directory),
         seconds=steps * step_seconds
         + validations * valid_seconds
         + checkpoints * checkpoint_seconds,
@@ -148,8 +147,8 @@ def preview_training(experiment: Experiment, directory: str | Path) -> TrainingP
 class _RandomWindows:
     """Stands for a :class:`WindowDataset` and its store, of which there may be none yet."""
 
-    def __init__(self, count: int, window: int, spec: SystemSpec) -> None:
-        self.store, self.count, self.spec = self, count, spec
+    def __init__(self, count: int, window: int, spec: SystemSpec, device: torch.device) -> None:
+        self.store, self.count, self.spec, self.device = self, count, spec, device
         self.shape = (window, *spec.state_shape)
 
     def __len__(self) -> int:
@@ -166,7 +165,7 @@ class _RandomWindows:
         """Standard normal windows, as many as of data."""
         left = len(self) * per_trajectory - first * batch_size
         while left > 0:
-            yield torch.randn(min(left, batch_size), *self.shape, device=device())
+            yield torch.randn(min(left, batch_size), *self.shape, device=self.device)
             left -= batch_size
 
 
@@ -209,13 +208,13 @@ def _step_seconds(trainer: Trainer) -> float:
     """Seconds of a step, after one to warm up, in which the network is compiled."""
     events = trainer.events()
     next(events)
-    _wait()
+    _wait(trainer.device)
     start, count, seconds = time.perf_counter(), 0, 0.0
     while count < 2 or seconds < ENOUGH_SECONDS:
         next(events)
         count += 1
         seconds = time.perf_counter() - start
-    _wait()
+    _wait(trainer.device)
     return (time.perf_counter() - start) / count
 
 
@@ -225,7 +224,9 @@ def _valid_seconds(trainer: Trainer, valid: _RandomWindows) -> float:
         return 0.0
     windows = trainer.config.windows_per_trajectory
     few = min(len(valid), max(1, trainer.config.batch_size // (_PASSES * windows)))
-    trainer.valid = cast(WindowDataset, _RandomWindows(few, valid.shape[0], valid.spec))
+    trainer.valid = cast(
+        WindowDataset, _RandomWindows(few, valid.shape[0], valid.spec, valid.device)
+    )
     before = time.perf_counter()
     trainer.validate()
     return (time.perf_counter() - before) * len(valid) / few
@@ -237,7 +238,7 @@ def _free_disk(directory: Path) -> int:
     return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
 
 
-def _wait() -> None:
+def _wait(device: torch.device) -> None:
     """Wait for what the host has asked of a GPU."""
-    if device().type == "cuda":
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
