@@ -6,6 +6,7 @@ The job is the same command, sent by Ray's job submission. What it finds comes b
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import shutil
 import sys
@@ -95,6 +96,11 @@ def submit_sweep(
 def _client(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
+    if importlib.util.find_spec("aiohttp") is None:
+        raise ConfigError(
+            "--submit needs more packages of Ray: pip install 'sda-ray[submit]', here "
+            "and on the head of the cluster"
+        )
     try:
         return JobSubmissionClient(address)
     except Exception as error:  # of several libraries

@@ -17,6 +17,7 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sda_core.errors import TrainingError
 from sda_core.plugins import hookimpl
@@ -44,7 +45,9 @@ class StopFlag:
     sda_interface = 1
 
     def __init__(self) -> None:
-        remote: Any = ray.remote(num_cpus=0)(_Flag)
+        node = ray.get_runtime_context().get_node_id()  # no other machine can end it by its loss
+        here = NodeAffinitySchedulingStrategy(node, soft=False)
+        remote: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Flag)
         self._actor = remote.remote()
         self._next = 0.0
 

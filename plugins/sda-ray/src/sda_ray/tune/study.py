@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sda_core.errors import SweepError
-from sda_core.io.files import plain
+from sda_core.io.files import plain, replace_file
 from sda_ray.tune.search_space import Space
 
 #: How a trial can stand. "stopped": it had not ended when the study was stopped.
@@ -95,16 +95,16 @@ class Study:
             facts: ``title``, ``metric``, ``mode``, ``stage``, ``settings`` and ``versions``.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        url = f"sqlite:///{directory / DATABASE}"
-        names = optuna.get_all_study_names(url)  # the directory may have had another name
-        study = optuna.create_study(
-            storage=url,
-            study_name=names[0] if names else directory.name,
-            direction="minimize" if facts["mode"] == "min" else "maximize",
-            pruner=optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
-        resumed = study.user_attrs["resumed"] + 1 if "resumed" in study.user_attrs else 0
+        path, resumed = directory / DATABASE, 0
+        if path.is_file():
+            resumed = _load(path).user_attrs["resumed"] + 1
+        else:
+            with replace_file(path) as temporary:  # whole: who reads it may write to it, too
+                storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
+                direction = "minimize" if facts["mode"] == "min" else "maximize"
+                optuna.create_study(storage=storage, study_name=directory.name, direction=direction)
+                storage.engine.dispose()
+        study = _load(path)
         for key, value in {**facts, "resumed": resumed}.items():
             study.set_user_attr(key, plain(value))
         return cls(study)
@@ -122,7 +122,7 @@ class Study:
                 f"{path} does not exist: give the directory of a study, as `sda sweep` wrote it"
             )
         try:
-            study = cls(optuna.load_study(study_name=None, storage=f"sqlite:///{path}"))
+            study = cls(_load(path))
             study.space  # noqa: B018 - it is read
         except Exception as error:  # Optuna and SQLAlchemy raise what they like
             raise SweepError(
@@ -260,6 +260,11 @@ class Study:
         for trial in self.trials:
             if trial.state == "running" and trial.number in self._open:
                 self.end(trial.number, "stopped", {})
+
+
+def _load(path: Path) -> optuna.Study:
+    pruner = optuna.pruners.NopPruner()
+    return optuna.load_study(study_name=None, storage=f"sqlite:///{path}", pruner=pruner)
 
 
 def _is_valued(trial: TrialRecord) -> bool:
