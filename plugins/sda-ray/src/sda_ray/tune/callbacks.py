@@ -47,8 +47,8 @@ class StopFlag:
     def __init__(self) -> None:
         node = ray.get_runtime_context().get_node_id()  # no other machine can end it by its loss
         here = NodeAffinitySchedulingStrategy(node, soft=False)
-        remote: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Flag)
-        self._actor = remote.remote()
+        remote: Any = ray.remote(_Flag)
+        self._actor = remote.options(num_cpus=0, scheduling_strategy=here).remote()
         self._next = 0.0
 
     def set(self) -> None:

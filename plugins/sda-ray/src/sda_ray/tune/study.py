@@ -101,7 +101,8 @@ class Study:
         else:
             with replace_file(path) as temporary:  # whole: who reads it may write to it, too
                 storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
-                direction = "minimize" if facts["mode"] == "min" else "maximize"
+                directions = optuna.study.StudyDirection
+                direction = {"min": directions.MINIMIZE, "max": directions.MAXIMIZE}[facts["mode"]]
                 optuna.create_study(storage=storage, study_name=directory.name, direction=direction)
                 storage.engine.dispose()
         study = _load(path)
