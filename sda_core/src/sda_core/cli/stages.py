@@ -170,7 +170,7 @@ def train(
     seeds: Annotated[
         str | None, typer.Option(help="Train an ensemble: seeds, as in 0,1,2 or 0-2.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Members of an ensemble trained side by side.")] = 1,
+    jobs: Annotated[int, typer.Option(help="With --seeds: number of worker processes.")] = 1,
     workers: Annotated[
         int | None,
         typer.Option(help="Train with so many processes at once, of [cluster] or this machine."),

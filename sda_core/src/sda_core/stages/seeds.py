@@ -13,7 +13,7 @@ import attrs
 from sda_core.errors import CheckpointError, ConfigError, SDAError, StoppedError, TrainingError
 from sda_core.experiment import Experiment, Run
 from sda_core.io.progress import ProgressOption, announce
-from sda_core.stages.side_by_side import train_side_by_side
+from sda_core.stages.parallel_seeds import train_in_parallel
 from sda_core.stages.simulation import simulate
 from sda_core.stages.training import train
 
@@ -101,9 +101,9 @@ def train_seeds(
     experiment's seed where they are missing. Members that are finished are left as they are, and
     others resume from their checkpoints.
 
-    Side by side, each member is trained by a process of its own, with a part of the CPU's cores
-    and, where there are several, one of the GPUs. What it says is in ``seed-K/train.log``. It stops
-    as at SIGTERM when this process dies.
+    With several jobs, members are trained by that many workers, each with a part of the CPU's cores
+    and, where there are several, one of the GPUs. What a training says is in ``seed-K/train.log``.
+    Workers end when this process does.
 
     Args:
         experiment: The experiment.
@@ -124,7 +124,7 @@ def train_seeds(
         StoppedError: Ctrl-C or SIGTERM; what was trained is kept.
     """
     if jobs < 1:
-        raise ConfigError(f"--jobs {jobs}: give the number of trainings side by side, 1 or more")
+        raise ConfigError(f"--jobs {jobs}: give the number of workers, 1 or more")
     experiment.require("kernel", "training")
     experiment.require("schedule", "training")
     folder = Path(directory)
@@ -141,8 +141,8 @@ def train_seeds(
         run.directory.mkdir(exist_ok=True)
         if not run.data.exists():
             run.data.symlink_to(Path("..") / "data")
-    together = train_side_by_side if min(jobs, len(missing)) > 1 else _one_by_one
-    failed = together(missing, min(jobs, len(missing)), progress, may_change)
+    train_all = train_in_parallel if min(jobs, len(missing)) > 1 else _one_by_one
+    failed = train_all(missing, min(jobs, len(missing)), progress, may_change)
     if failed:
         reasons = "\n".join(f"seed {seed}: {reason}" for seed, reason in failed.items())
         raise TrainingError(

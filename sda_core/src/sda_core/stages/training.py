@@ -62,6 +62,7 @@ def train(
     gpus_per_worker: float | None = None,
     cluster: Cluster | None = None,
     hooks: Sequence[object] = (),
+    reporter: ProgressReporter | None = None,
 ) -> TrainedModel:
     """Train the kernel of an experiment, from the newest checkpoint if there is one.
 
@@ -84,6 +85,7 @@ def train(
             machine.
         hooks: Objects with implementations of hooks, which see this training; pickled where there
             are workers.
+        reporter: Where progress is reported and a stop is asked for, instead of this process.
 
     Returns:
         The trained model, also written to ``model/``.
@@ -117,7 +119,12 @@ def train(
         if workers is None:
             with run.manager.with_plugins(hooks):
                 return _run_main_rank(
-                    run, resume, may_change, detect_anomaly, LocalProgress(progress), Group()
+                    run,
+                    resume,
+                    may_change,
+                    detect_anomaly,
+                    reporter or LocalProgress(progress),
+                    Group(),
                 )
         table = unstructure(experiment, manager=run.manager)
         where = cluster or experiment.cluster or Local()
