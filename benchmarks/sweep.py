@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sda_core import load_experiment, simulate
-from sda_ray.cluster import _on_loopback
+from sda_ray.connection import on_loopback
 from sda_ray.tune.study import Study
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as for trials, which have one CPU each
@@ -155,7 +155,7 @@ def nodes(trials: Trials = 4, epochs: Epochs = 60) -> None:
     table = Table(title=f"{trials} trials of {epochs} epochs")
     for column in ("nodes", "seconds", "trials per hour"):
         table.add_column(column, justify="right")
-    with tempfile.TemporaryDirectory() as name, _on_loopback():
+    with tempfile.TemporaryDirectory() as name, on_loopback():
         folder = Path(name)
         data = simulated(folder)
         for count in (1, 2):

@@ -22,7 +22,8 @@ from sda_core.cluster import at_address
 from sda_core.data import SPLITS, split_path
 from sda_core.errors import ClusterError
 from sda_core.testing import checks
-from sda_ray.cluster import Ray, _on_loopback
+from sda_ray.cluster import Ray
+from sda_ray.connection import on_loopback
 
 from ..core import cluster_runs, cluster_work, data_systems
 
@@ -79,7 +80,7 @@ def test_it_is_found_by_its_address() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc")
-def test_it_listens_on_loopback_only_and_sends_no_statistics(ray) -> None:
+def test_it_listenson_loopback_only_and_sends_no_statistics(ray) -> None:
     list(ray.map(cluster_work.sleep, [0.0], workers=1))
     found = _listening({os.getpid(), *_children(os.getpid())})
     assert found == {"0100007F", "0000000000000000FFFF00000100007F"}
@@ -188,7 +189,8 @@ def test_tasks_end_when_no_more_results_are_taken(tmp_path, monkeypatch) -> None
 DRIVER = """
 import sys
 from pathlib import Path
-from sda_ray.cluster import Ray, _on_loopback
+from sda_ray.cluster import Ray
+from sda_ray.connection import on_loopback
 from tests.core import cluster_work
 list(Ray(cpus=2).map(cluster_work.Hang(Path(sys.argv[1])), [1, 2], workers=2))
 """
@@ -216,7 +218,7 @@ def test_simulate_goes_on_when_a_node_is_lost(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     module.shutdown()
-    with _on_loopback():
+    with on_loopback():
         cluster = Cluster()
         try:
             cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False)

@@ -22,7 +22,7 @@ from sda_core.config import dump_toml, load_toml, unstructure
 from sda_core.errors import ClusterError, ConfigError, StoppedError, SweepError
 from sda_core.plugins import default_manager
 from sda_ray import submit
-from sda_ray.cluster import _on_loopback
+from sda_ray.connection import on_loopback
 from sda_ray.storage import upload
 from sda_ray.tune import tuner
 from sda_ray.tune.study import Study
@@ -187,7 +187,7 @@ def head() -> Iterator[str]:
     module.shutdown()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = int(server.getsockname()[1])
-    with _on_loopback(), pytest.MonkeyPatch.context() as patch:
+    with on_loopback(), pytest.MonkeyPatch.context() as patch:
         patch.setenv(*LOOPBACK)
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         nodes = Cluster()

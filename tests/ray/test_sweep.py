@@ -25,7 +25,8 @@ from sda_core.config import dump_toml, unstructure
 from sda_core.errors import ClusterError, SweepError
 from sda_core.experiment import Experiment, load_experiment
 from sda_core.plugins import default_manager
-from sda_ray.cluster import Ray, _on_loopback
+from sda_ray.cluster import Ray
+from sda_ray.connection import on_loopback
 from sda_ray.tune.config import RayTune
 from sda_ray.tune.inputs import trial_table
 from sda_ray.tune.schedulers import make_scheduler, replay
@@ -161,7 +162,7 @@ def test_another_study_is_not_resumed(swept: tuple[Path, Study]) -> None:
 
 
 def test_no_machine_fits_a_trial(cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"sweep.cpus_per_trial = 64, but no machine"):
+    with pytest.raises(ClusterError, match=r"1 workers of 64 CPUs each, .*sweep.cpus_per_trial"):
         run(tiny(*TRAIN, SPACE, "sweep.cpus_per_trial=64"), tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
@@ -481,7 +482,7 @@ def test_a_lost_node_costs_no_trial(tmp_path: Path) -> None:
 
     ray.shutdown()  # the cluster of the tests above
     directory = tmp_path / "study"
-    with _on_loopback():
+    with on_loopback():
         nodes = Cluster()
         try:
             nodes.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False)

@@ -30,7 +30,8 @@ from sda_core.config import dump_toml, unstructure
 from sda_core.errors import ClusterError, ConfigError, StoppedError
 from sda_core.experiment import Experiment, load_experiment
 from sda_core.plugins import default_manager, hookimpl
-from sda_ray.cluster import Ray, _on_loopback
+from sda_ray.cluster import Ray
+from sda_ray.connection import on_loopback
 from sda_ray.resources import WorkerResources
 from sda_ray.tune.callbacks import forwarding
 from sda_ray.tune.study import Study
@@ -520,7 +521,7 @@ def test_a_lost_node_is_done_without(own_cluster: None, tmp_path: Path) -> None:
     one = losses_of_one(experiment, tmp_path / "one")
     directory = tmp_path / "two"
     stages.simulate(experiment, directory, progress=False)
-    with _on_loopback():
+    with on_loopback():
         nodes = Cluster()
         try:
             nodes.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False)

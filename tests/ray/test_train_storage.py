@@ -24,7 +24,8 @@ from sda_core.experiment import Experiment
 from sda_core.plugins import hookimpl
 from sda_core.testing import check_cluster
 from sda_ray import cache, sync
-from sda_ray.cluster import Ray, _on_loopback
+from sda_ray.cluster import Ray
+from sda_ray.connection import on_loopback
 from sda_ray.tune import tuner
 from sda_ray.tune.context import TrialContext
 
@@ -61,7 +62,7 @@ def nodes(client_port: int) -> Iterator[Any]:
 
     ray.shutdown()
     machine: dict[str, Any] = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
-    with _on_loopback(), pytest.MonkeyPatch.context() as patch:
+    with on_loopback(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # workers import the hooks of these tests
         patch.setenv(*LOOPBACK)  # for its client server
         cluster = Cluster()
@@ -209,7 +210,7 @@ def test_a_lost_machine_takes_nothing_with_it(tmp_path: Path) -> None:
     one = losses_of_one(experiment, tmp_path / "one")
     simulated(experiment, directory)
     ray.shutdown()
-    with _on_loopback(), pytest.MonkeyPatch.context() as patch:
+    with on_loopback(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         nodes = Cluster()
         try:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import socket
-import subprocess
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +20,7 @@ from sda_core.cluster import Cluster, Lent, Link
 from sda_core.cluster.base import never, unheard
 from sda_core.config import at_least, component, non_negative, option, positive
 from sda_core.errors import ClusterError
+from sda_ray.connection import in_own_process_group, knock, on_loopback
 from sda_ray.distributed import run_distributed
 from sda_ray.resources import WorkerResources, hide_gpus
 from sda_ray.sync import sync_directory
@@ -92,7 +91,7 @@ class Ray(Cluster):
             return
         try:
             if self.address is None:
-                with _on_loopback(), _in_own_process_group():
+                with on_loopback(), in_own_process_group():
                     ray.init(
                         address="local",
                         num_cpus=self.cpus,
@@ -105,7 +104,7 @@ class Ray(Cluster):
                         _system_config={"task_oom_retries": self.retries},
                     )
             else:
-                _knock(self.address)
+                knock(self.address)
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
             raise ClusterError(
@@ -237,46 +236,3 @@ def _do(sent: list[Any], task: Any, with_gpu: bool) -> Any:
         _kept.clear()
         _kept[reference] = ray.get(reference)
     return _kept[reference](task)
-
-
-def _knock(address: str) -> None:
-    """Raise OSError if nobody answers there within some seconds: Ray would try for hours."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Let a cluster that is started listen on loopback only.
-
-    Ray turns 127.0.0.1 into the machine's address, on which its servers then listen, unless
-    clusters of several machines are switched off, as they are by default on macOS and Windows.
-    """
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
-def _in_own_process_group() -> Iterator[None]:
-    """Let what is started get no signals to the group of this process, such as that of Ctrl-C.
-
-    It ends when this process does, and not before the trials or tasks that a signal stops.
-    """
-    start: Any = subprocess.Popen.__init__
-
-    def start_apart(self: Any, *arguments: Any, **options: Any) -> None:
-        start(self, *arguments, **{"process_group": 0, **options})
-
-    popen: Any = subprocess.Popen
-    popen.__init__ = start_apart
-    try:
-        yield
-    finally:
-        popen.__init__ = start

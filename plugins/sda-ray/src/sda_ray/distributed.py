@@ -18,10 +18,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import attrs
-
 from sda_core.cluster import Link
 from sda_core.errors import ClusterError
+from sda_ray.channel import Channel, News
 from sda_ray.resources import WorkerResources
 from sda_ray.worker import worker_main
 
@@ -38,8 +37,8 @@ _ENVIRONMENT = {
 POLL_INTERVAL, RUNNER_POLL_INTERVAL = 0.1, 1.0
 #: Seconds after which the driver says that it waits for resources.
 WAIT_NOTICE = 60.0
-#: Seconds in which workers must end by themselves, and after which an orphaned channel ends.
-GRACE_PERIOD, ORPHAN_TIMEOUT = 30.0, 60.0
+#: Seconds in which workers must end by themselves.
+GRACE_PERIOD = 30.0
 
 
 class _NotStarted(Exception):  # noqa: N818 - it is no error yet
@@ -109,7 +108,7 @@ def _attempt(
         resources={HEAD_NODE_RESOURCE_NAME: 0.001},
         scheduling_strategy="DEFAULT",
         lifetime="detached",  # it outlives a lost driver, to clean up
-    )(_Channel).remote()
+    )(Channel).remote()
     ended = runner.run.remote(channel, [sent], asked, retries)
     channel.clean_up_after.remote([ended])
     try:
@@ -144,7 +143,7 @@ def _poll(
             has_stopped = True
             channel.stop.remote()
         is_over = bool(ray.wait([ended], timeout=POLL_INTERVAL)[0])
-        news: _News = ray.get(channel.take.remote())
+        news: News = ray.get(channel.take.remote())
         for message in news.messages:
             yield pickle.loads(message)
         if news.error is not None:
@@ -164,95 +163,6 @@ def _poll(
         if waited > WAIT_NOTICE and not has_noticed:
             has_noticed = True
             warnings.warn(f"waiting for {asked.text}: {asked.available()}", stacklevel=3)
-
-
-@attrs.frozen
-class _News:
-    """What the driver does not know yet.
-
-    Attributes:
-        messages: What rank 0 sends, pickled.
-        error: What the work raised, pickled.
-        losses: Why workers were lost.
-        is_running: Whether the workers are at work.
-    """
-
-    messages: list[bytes]
-    error: bytes | None
-    losses: list[str]
-    is_running: bool
-
-
-class _Channel:
-    """Between the workers and the driver; an actor.
-
-    Only the group that began last is heard: one that was given up may have messages on their way.
-    """
-
-    def __init__(self) -> None:
-        self._group, self._workers = "", dict[int, Any]()
-        self._messages, self._losses = list[bytes](), list[str]()
-        self._error: bytes | None = None
-        self._placement: Any = None
-        self._stopping = self._closed = False
-
-    # --- for the workers ---
-
-    def join(self, group: str, rank: int, actor: list[Any], placement: Any) -> None:
-        if group != self._group:
-            self._group, self._workers, self._placement = group, {}, placement
-        self._workers[rank] = actor
-
-    def workers(self) -> list[list[Any]]:
-        return list(self._workers.values())
-
-    def send(self, group: str, message: bytes) -> None:
-        if group == self._group:
-            self._messages.append(message)
-
-    def fail(self, group: str, error: bytes) -> None:
-        if group == self._group and self._error is None:
-            self._error = error
-
-    def is_stopping(self) -> bool:
-        return self._stopping
-
-    # --- for the runner ---
-
-    def report_loss(self, cause: str) -> None:
-        self._losses.append(cause)
-        self._group, self._workers = "", {}
-
-    def is_closed(self) -> bool:
-        return self._closed
-
-    # --- for the driver ---
-
-    def take(self) -> _News:
-        news = _News(self._messages, self._error, self._losses, bool(self._group))
-        self._messages, self._losses = [], []
-        return news
-
-    def stop(self) -> None:
-        self._stopping = True
-
-    def close(self) -> None:
-        self._closed = True
-
-    def clean_up_after(self, ended: list[Any]) -> None:
-        threading.Thread(target=self._clean_up_after, args=ended, daemon=True).start()
-
-    def _clean_up_after(self, ended: Any) -> None:
-        """Free what the workers hold, which Ray keeps if their runner was killed; then end."""
-        import ray
-        from ray.exceptions import RayError
-
-        with suppress(RayError):
-            ray.get(ended)
-        if self._placement is not None:
-            ray.util.remove_placement_group(self._placement)
-        time.sleep(ORPHAN_TIMEOUT)  # by then the driver has ended this process, or is lost
-        ray.kill(ray.get_runtime_context().current_actor)
 
 
 class _Runner:

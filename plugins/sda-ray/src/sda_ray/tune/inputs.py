@@ -19,9 +19,9 @@ from sda_core.stages import simulate
 from sda_ray.cluster import Ray
 from sda_ray.storage import check_writable, exists, upload
 from sda_ray.tune.context import TrialContext
+from sda_ray.tune.inference import make_reference
 from sda_ray.tune.preflight import table_of
 from sda_ray.tune.search_space import Space, leaves
-from sda_ray.tune.trainable import make_reference
 
 if TYPE_CHECKING:
     from sda_ray.tune.config import RayTune

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from sda_core.config import differences, load_toml, nearest, unstructure
-from sda_core.errors import ClusterError, ConfigError, SweepError
+from sda_core.config import unstructure
+from sda_core.errors import ConfigError
 from sda_core.experiment import Experiment
 from sda_ray.cluster import Ray
 from sda_ray.storage import check_url
-from sda_ray.tune.search_space import Space, leaves
+from sda_ray.tune.search_space import Space
 
 if TYPE_CHECKING:
     from sda_ray.tune.config import RayTune
 
 #: Metrics that each training reports after a validation.
-TRAINING_METRICS = ("valid_loss", "loss", "grad_norm", "steps_per_second")
+TRAINING_METRICS = (
+    "valid_loss",
+    "valid_loss_unweighted",
+    "loss",
+    "grad_norm",
+    "steps_per_second",
+)
 #: What an inference sweep can vary: all that is asked for after the training.
 INFERENCE = ("sampler", "guidance", "method", "model.stride", "model.fold")
 #: Settings of a training that may change while it goes on: all that a population can vary.
 LEARNED = ("train.learning_rate", "train.weight_decay", "train.clip_norm", "train.ema")
 #: What a sweep is done with, and what it is done by: no part of a trial's result.
 _NOT_VARIED = ("title", "trackers", "cluster", "sweep")
-#: Keys of the sweep that may be others when a study is resumed: they change no trial.
-_MAY_CHANGE = (
-    "trials",
-    "concurrency",
-    "cpus_per_trial",
-    "gpus_per_trial",
-    "workers_per_trial",
-    "time_budget",
-    "retries",
-    "predictions",
-)
 
 
 def table_of(experiment: Experiment) -> dict[str, Any]:
@@ -91,10 +85,10 @@ def _check_training(sweep: RayTune, experiment: Experiment, space: Space) -> Non
             f"sweep.metric = {sweep.metric!r} is a score of posteriors, which a training does not "
             "make: set sweep.evaluate = true"
         )
-    match = nearest(sweep.metric, TRAINING_METRICS)
-    if sweep.metric not in TRAINING_METRICS and match is not None:
+    typo_of = get_close_matches(sweep.metric, TRAINING_METRICS, n=1, cutoff=0.85)
+    if typo_of and sweep.metric not in TRAINING_METRICS and "/" not in sweep.metric:
         raise ConfigError(
-            f"sweep.metric: got {sweep.metric!r}, did you mean {match!r}? Allowed for stage = "
+            f"sweep.metric: got {sweep.metric!r}, did you mean {typo_of[0]!r}? Allowed for stage = "
             f"'train' are {', '.join(TRAINING_METRICS)}, and what plugins and the evaluation of a "
             "trial report"
         )
@@ -220,69 +214,3 @@ def _check_assimilation(sweep: RayTune, experiment: Experiment, space: Space) ->
             f"sweep.observation_sets = {sweep.observation_sets}, but the test split has "
             f"{held_out} trajectories (data.trajectories, data.fractions)"
         )
-
-
-def check_directory(experiment: Experiment, directory: Path, resume: bool) -> None:
-    """Refuse another study's directory.
-
-    Raises:
-        SweepError: There is a study that was not asked for, none where one was, or another.
-    """
-    path = directory / "config.toml"
-    if not path.is_file():
-        if resume:
-            raise SweepError(
-                f"there is no study in {directory} to continue: leave out --resume to start one"
-            )
-        return
-    if "sweep" not in load_toml(path):
-        raise SweepError(f"there is a run in {directory}, and no study: give another directory")
-    if not resume:
-        raise SweepError(
-            f"{directory} already holds a study; pass --resume to continue it, --new to start "
-            "another one beside it, or --delete to start anew in its place"
-        )
-    changed = differences(_fixed(load_toml(path)), _fixed(unstructure(experiment)))
-    if changed:
-        raise SweepError(
-            f"the study in {directory} is another one. It differs in {', '.join(changed)}. Its "
-            "trials could not be compared with those that would follow: continue it with its own "
-            "configuration, pass --new to start another study beside it, or --delete to start anew "
-            "in its place"
-        )
-
-
-def _fixed(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What may not change in a study."""
-    kept = {k: v for k, v in table.items() if k not in ("title", "cluster", "trackers")}
-    sweep = {k: v for k, v in table.get("sweep", {}).items() if k not in _MAY_CHANGE}
-    return kept | {"sweep": sweep | {"space": dict(leaves(sweep.get("space", {})))}}
-
-
-def check_resources(sweep: RayTune) -> None:
-    """Refuse a trial that fits on no machine.
-
-    Raises:
-        ClusterError: There is none.
-    """
-    import ray
-
-    if sweep.workers_per_trial > 1:
-        keys = ("workers_per_trial", "cpus_per_trial", "gpus_per_trial")
-        sweep.workers.checked(", ".join(f"sweep.{key}" for key in keys))
-        return
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    asked = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
-    if any(all(node.get(k, 0) >= v for k, v in asked.items()) for node in nodes):
-        return
-    for key, field in (("CPU", "cpus_per_trial"), ("GPU", "gpus_per_trial")):
-        most = max((node.get(key, 0) for node in nodes), default=0)
-        if asked[key] > most:
-            raise ClusterError(
-                f"sweep.{field} = {asked[key]:g}, but no machine of the cluster has more than "
-                f"{most:g}: give at most that"
-            )
-    raise ClusterError(
-        f"no machine of the cluster has {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs at once "
-        "(sweep.cpus_per_trial, sweep.gpus_per_trial): give less"
-    )

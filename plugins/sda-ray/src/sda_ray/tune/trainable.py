@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import statistics
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -25,16 +23,10 @@ from sda_core import stages
 from sda_core.cluster import Lent
 from sda_core.config import component
 from sda_core.errors import SDAError, SweepError
-from sda_core.evaluation.denoiser import denoise, denoising_scores, variable_scores
-from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.evaluation.denoiser import denoise, denoising_scores
 from sda_core.experiment import Experiment, Run
-from sda_core.io import xarray as xarray_io
-from sda_core.io.files import write_text
 from sda_core.model import TrainedModel
 from sda_core.plugins import default_manager
-from sda_core.random import seeded_generator
-from sda_core.stages.assimilation import infer
-from sda_core.stages.common import POSTERIOR, REFERENCE, stream
 from sda_ray.cluster import Ray
 from sda_ray.resources import WorkerResources, exit_with_raylet, hide_gpus
 from sda_ray.storage import upload
@@ -48,6 +40,7 @@ from sda_ray.tune.callbacks import (
     report_to_tune,
 )
 from sda_ray.tune.context import TrialContext
+from sda_ray.tune.inference import assimilate_sets, no_metric
 from sda_ray.tune.searcher import TIME, VALUE
 
 #: What a training is resumed from, in its run directory.
@@ -100,7 +93,7 @@ def run_trial(
     try:
         flag.check()
         experiment = context.experiment(parameters)
-        run = _train if context.stage == "train" else _assimilate
+        run = _train if context.stage == "train" else assimilate_sets
         return {"state": "finished", **run(context, number, experiment, report, flag)}
     except StudyStopped:
         return {"state": "stopped"}
@@ -135,7 +128,7 @@ def _train(
     result["metrics"] = (known[-1][2] if known else {}) | result["metrics"]
     if not known:  # no epoch has it: it is one of what comes after the training
         if context.metric not in result["metrics"]:
-            raise SweepError(_no_metric(context.metric, result["metrics"]))
+            raise SweepError(no_metric(context.metric, result["metrics"]))
         result["value"] = result["metrics"][context.metric]
     return result
 
@@ -208,88 +201,6 @@ def evaluate_trial(
         return result | {"cause": f"trained, and not evaluated: {error}"}
     result["metrics"] |= {f"posterior/{name}": float(value) for name, value in scores.items()}
     return result
-
-
-def _assimilate(
-    context: TrialContext, number: int, experiment: Experiment, report: Report, flag: StopFlag
-) -> dict[str, Any]:
-    directory = context.trial(number)
-    Run(experiment, directory).write_config()
-    path = directory / "sets.json"
-    done: list[dict[str, float]] = json.loads(path.read_text()) if path.is_file() else []
-    for index in range(context.sets):
-        if index == len(done):
-            done.append(_scores(context, experiment, directory, index, flag))
-            write_text(path, json.dumps(done, indent=1) + "\n")
-            context.upload(number)
-        means = _means(done[: index + 1])
-        report(index + 1, means[context.metric], means)
-    values = [scores[context.metric] for scores in done]
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return {"value": statistics.fmean(values), "error": error, "metrics": _means(done)}
-
-
-def _means(done: list[dict[str, float]]) -> dict[str, float]:
-    names = [name for name in done[0] if all(name in scores for scores in done)]
-    return {name: statistics.fmean(scores[name] for scores in done) for name in names}
-
-
-def _scores(
-    context: TrialContext, experiment: Experiment, directory: Path, number: int, flag: StopFlag
-) -> dict[str, float]:
-    """Infer the trajectory of one observation set, and score the ensemble."""
-    run = Run(context.observed(experiment, number), directory, progress=False)
-    problem = stages.make_problem(run)
-    x = infer(
-        run,
-        experiment.require("method", "assimilation"),
-        problem,
-        experiment.assimilate.members,
-        stream(experiment.seed, POSTERIOR),
-        lambda step, steps: flag.check(),
-    )
-    if context.predictions:
-        array = xarray_io.trajectories(x, problem.system.spec).rename("posterior")
-        xarray_io.save(array, directory / f"posterior-{number}.nc")
-    reference = None
-    if context.reference(number).is_file():
-        reference = xarray_io.load_array(context.reference(number), "sweep")
-    scores = evaluate_ensemble(problem, x, reference)
-    for more in run.manager.hook.sda_scores(problem=problem, ensemble=x):
-        scores |= more
-    assert problem.truth is not None  # since it is a trajectory of the test split
-    scores |= variable_scores(problem.system.spec.variable_names, x.mean(0), problem.truth)
-    if context.metric not in scores:
-        raise SweepError(_no_metric(context.metric, scores))
-    if number == 0:
-        ensembles = {"posterior": x} | ({} if reference is None else {"reference": reference})
-        try:
-            from sda_core.evaluation.report import write_report  # matplotlib takes a while
-
-            write_report(Run(experiment, directory), problem, ensembles, {"posterior": scores})
-        except Exception as error:  # noqa: BLE001 - no trial is lost for a picture
-            warnings.warn(f"figures cannot be drawn: {type(error).__name__}: {error}", stacklevel=2)
-    return scores
-
-
-def _no_metric(metric: str, there: Mapping[str, Any]) -> str:
-    return f"sweep.metric = {metric!r} is no metric of this experiment: it has {', '.join(there)}"
-
-
-def make_reference(context: TrialContext, number: int) -> bytes:
-    """Draw the ensemble that counts as the truth for an observation set, and give it as a file."""
-    here = context.staged()
-    experiment = here.observed(here.experiment({}), number)
-    run = Run(experiment, here.directory, progress=False)
-    method: Any = experiment.evaluate.reference
-    seed = seeded_generator(experiment.seed, REFERENCE, 0).initial_seed()
-    problem, members = stages.make_problem(run), experiment.assimilate.members
-    x = infer(run, method, problem, members, seed, lambda step, steps: None)
-    array = xarray_io.trajectories(x, problem.system.spec).rename("reference")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "reference.nc"
-        xarray_io.save(array, path)
-        return path.read_bytes()
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -40,14 +40,15 @@ from sda_core.io.progress import ProgressOption, announce, reporting  # noqa: E4
 from sda_ray.cache import clean_caches  # noqa: E402
 from sda_ray.cluster import Ray  # noqa: E402
 from sda_ray.storage import arrow_file_system, newest, remove, upload  # noqa: E402
-from sda_ray.tune.callbacks import Recorder, StopFlag, Stopper  # noqa: E402
+from sda_ray.tune.callbacks import StopFlag  # noqa: E402
+from sda_ray.tune.directory import check_directory  # noqa: E402
 from sda_ray.tune.inputs import (  # noqa: E402
     check_storage,
     for_workers,
     make_context,
     prepare_inputs,
 )
-from sda_ray.tune.preflight import check_directory, check_resources  # noqa: E402
+from sda_ray.tune.recorder import Recorder, Stopper  # noqa: E402
 from sda_ray.tune.report import write_report  # noqa: E402
 from sda_ray.tune.schedulers import make_scheduler, replay  # noqa: E402
 from sda_ray.tune.searcher import StudySearcher, Suggestions, config_of  # noqa: E402
@@ -75,7 +76,7 @@ def run(
     if cluster.storage is not None:
         check_storage(cluster.storage, directory, resume)
     with cluster.connected(), stop_request() as stopping:
-        check_resources(sweep)
+        sweep.workers.checked("sweep.workers_per_trial, sweep.cpus_per_trial, sweep.gpus_per_trial")
         directory.mkdir(parents=True, exist_ok=True)
         with exclusive(directory / ".sweep.lock", "sweep", SweepError):
             dump_toml(unstructure(experiment), directory / "config.toml")
