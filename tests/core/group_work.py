@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from sda_core.cluster import Link, Local
+from sda_core.cluster import Local, WorkerChannel
 from sda_core.data import TrajectoryStore, WindowDataset
 from sda_core.denoiser import WindowDenoiser
 from sda_core.plugins import hookimpl
@@ -123,24 +123,24 @@ class Train:
     data: Path
     start: Any
 
-    def __call__(self, link: Link) -> None:
+    def __call__(self, channel: WorkerChannel) -> None:
         group = Group.current()
 
-        def tell(name: str, value: Any) -> None:
+        def send(name: str, value: Any) -> None:
             mine = repr(value)  # numbers, with all their digits
             if group.broadcast(mine) != mine:
                 raise AssertionError(f"{name}: process {group.rank} has {mine}")
             if group.is_main:
-                link.tell((name, value))
+                channel.send((name, value))
 
         for name, settings in CASES.items():
-            tell(name, curve(trainer(self.data, group, **settings)))
+            send(name, curve(trainer(self.data, group, **settings)))
         going_on = trainer(self.data, group, **CASES["parts"])
         going_on.load_state_dict(*self.start)
-        tell("from one", curve(going_on))
+        send("from one", curve(going_on))
         stopped = stopped_after(trainer(self.data, group, **CASES["parts"]), 7)
         if group.is_main:
-            link.tell(("stopped", stopped))
+            channel.send(("stopped", stopped))
 
         # Random numbers of the kernel itself.
         noisy = {"dropout": 0.5, "batch_size": 7}
@@ -148,9 +148,9 @@ class Train:
         state = group.broadcast(stopped_after(trainer(self.data, group, **noisy), 7))
         again = trainer(self.data, group, **noisy)
         again.load_state_dict(*state)
-        tell("noisy", (undisturbed, curve(again)))
+        send("noisy", (undisturbed, curve(again)))
         if group.is_main:
-            link.tell(("listening", listening()))
+            channel.send(("listening", listening()))
 
 
 def listening() -> list[str]:
@@ -169,15 +169,15 @@ def _links(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_symlink()]
 
 
-def hang(link: Link) -> None:
+def hang(channel: WorkerChannel) -> None:
     """Tell the number of the process, and come to no end."""
-    link.tell(os.getpid())
+    channel.send(os.getpid())
     time.sleep(600)
 
 
-def die(link: Link) -> None:
+def die(channel: WorkerChannel) -> None:
     """Tell that it has begun, and die."""
-    link.tell("begun")
+    channel.send("begun")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -213,9 +213,9 @@ class Trouble:
 
 @attrs.frozen
 class _Collapsing:
-    work: Callable[[Link], None]
+    work: Callable[[WorkerChannel], None]
 
-    def __call__(self, link: Link) -> None:
+    def __call__(self, channel: WorkerChannel) -> None:
         train_on = Trainer._train_on
 
         def collapse(trainer: Trainer, x: Tensor) -> None:
@@ -226,12 +226,12 @@ class _Collapsing:
             train_on(trainer, x)
 
         Trainer._train_on = collapse  # type: ignore[method-assign]
-        self.work(link)
+        self.work(channel)
 
 
 class Collapsing(Local):
     """Processes whose training collapses at step 156."""
 
-    def together(self, work, **options):
+    def run_distributed(self, work, **options):
         """Do work."""
-        yield from super().together(_Collapsing(work), **options)
+        yield from super().run_distributed(_Collapsing(work), **options)

@@ -114,7 +114,7 @@ class _Broken(Cluster):
     def map(self, work, tasks, *, workers):
         yield from self.change([(i, work(task)) for i, task in enumerate(tasks)])
 
-    def together(self, work, *, workers, gpus_per_worker=None, stopping=None):
+    def run_distributed(self, work, *, workers, gpus_per_worker=None, should_stop=None):
         yield from self.told
 
 
@@ -147,11 +147,11 @@ def test_the_kit_finds_broken_groups(told, message) -> None:
 class _Forgetful(_Broken):
     """A group that saves in a directory, whose end does not come back."""
 
-    def lend(self, directory, **options):
+    def sync_directory(self, directory, **options):
         self.log = directory / "log"
-        return super().lend(directory, **options)
+        return super().sync_directory(directory, **options)
 
-    def together(self, work, **options):
+    def run_distributed(self, work, **options):
         with self.log.open("a") as log:
             log.write("saved")
         yield from self.told

@@ -47,7 +47,7 @@ def _same(found: Any, wanted: Any, rel: float = 2e-5) -> bool:
 def test_any_number_of_processes_is_one(data: Path, workers: int) -> None:
     start = group_work.stopped_after(group_work.trainer(data, **group_work.CASES["parts"]), 7)
     work = group_work.Train(data, start)
-    with closing(Local().together(work, workers=workers)) as told:
+    with closing(Local().run_distributed(work, workers=workers)) as told:
         found = dict(told)
     for name, settings in group_work.CASES.items():
         alone = group_work.curve(group_work.trainer(data, **settings))
@@ -95,21 +95,21 @@ def test_a_process_alone_does_nothing_more() -> None:
 def test_processes_that_die_too_often() -> None:
     begun = []
     with (
-        pytest.raises(ClusterError, match=r"one of 1 worker processes died, and again after 1 new"),
-        closing(Local(retries=1).together(group_work.die, workers=1)) as told,
+        pytest.raises(ClusterError, match=r"one of 1 worker processes died, and again after 1 "),
+        closing(Local(retries=1).run_distributed(group_work.die, workers=1)) as told,
     ):
         begun.extend(told)
     assert len(begun) <= 2  # what is told last may be lost
 
 
 def test_processes_that_die_when_they_are_to_stop_are_not_started_anew() -> None:
-    work = Local().together(group_work.die, workers=1, stopping=lambda: True)
+    work = Local().run_distributed(group_work.die, workers=1, should_stop=lambda: True)
     with pytest.raises(StoppedError, match="ended when the work was to stop"), closing(work):
         list(work)
 
 
 def test_processes_end_with_whoever_asked() -> None:
-    with closing(Local().together(group_work.hang, workers=1)) as told:
+    with closing(Local().run_distributed(group_work.hang, workers=1)) as told:
         process = next(told)
         os.kill(process, 0)
     with pytest.raises(ProcessLookupError):
@@ -118,7 +118,7 @@ def test_processes_end_with_whoever_asked() -> None:
 
 def test_work_that_cannot_be_sent() -> None:
     with pytest.raises(ClusterError, match=r"cannot be sent to 2 worker.*define its classes"):
-        list(Local().together(lambda link: None, workers=2))
+        list(Local().run_distributed(lambda channel: None, workers=2))
 
 
 @pytest.mark.parametrize(

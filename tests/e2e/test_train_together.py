@@ -176,7 +176,7 @@ def test_gpus_that_are_not_there(directory: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_workers_need_the_data(directory: Path) -> None:
     class Elsewhere(Local):
-        def together(self, work, **options):
+        def run_distributed(self, work, **options):
             (directory / "data").unlink()
             work(None)
             yield

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from sda_core import stages
 from sda_core.cli import make_app
-from sda_core.cluster import Link
+from sda_core.cluster import WorkerChannel
 from sda_core.config import dump_toml, unstructure
 from sda_core.errors import ClusterError, ConfigError, StoppedError
 from sda_core.experiment import Experiment, load_experiment
@@ -97,7 +97,7 @@ def losses_of_one(experiment: Experiment, directory: Path) -> list[float]:
     return losses(directory)
 
 
-def everything(link: Link) -> None:
+def everything(channel: WorkerChannel) -> None:
     """Say where the process is, and find out all that tests ask for."""
     where = module.util.get_node_ip_address(), os.environ["GLOO_SOCKET_IFNAME"], os.getcwd()
     what = os.environ["CUDA_VISIBLE_DEVICES"], torch.get_num_threads(), dist.get_backend()
@@ -105,37 +105,37 @@ def everything(link: Link) -> None:
     all_of_them: list[Any] = [None, None]
     dist.all_gather_object(all_of_them, here)
     if dist.get_rank() == 0:
-        link.tell(all_of_them)
+        channel.send(all_of_them)
         for number in range(100):
-            link.tell(number)
+            channel.send(number)
 
 
-def die_once(link: Link, path: Path) -> None:
+def die_once(channel: WorkerChannel, path: Path) -> None:
     """Lose the second process the first time; the first one then hears a closed connection."""
     if dist.get_rank() == 0:
-        link.tell("begun")
+        channel.send("begun")
     dist.barrier()
     if dist.get_rank() == 1 and not path.exists():
         path.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
     if dist.get_rank() == 0:
-        link.tell("done")
+        channel.send("done")
 
 
 class DieOnce:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __call__(self, link: Link) -> None:
-        die_once(link, self.path)
+    def __call__(self, channel: WorkerChannel) -> None:
+        die_once(channel, self.path)
 
 
-def always_die(link: Link) -> None:
+def always_die(channel: WorkerChannel) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fail_in_some_way(link: Link) -> None:
+def fail_in_some_way(channel: WorkerChannel) -> None:
     class LocalError(Exception):
         pass
 
@@ -144,21 +144,21 @@ def fail_in_some_way(link: Link) -> None:
     dist.barrier()
 
 
-def wait_for_ever(link: Link) -> None:
+def wait_for_ever(channel: WorkerChannel) -> None:
     if dist.get_rank() == 0:
-        link.tell(os.getpid())
+        channel.send(os.getpid())
     while True:
         time.sleep(0.1)
 
 
 def test_what_is_not_there_is_refused(ray: Ray) -> None:
     with pytest.raises(ClusterError, match=r"3 workers of 1 CPUs each.*2 CPUs .*room for 2: ask"):
-        list(ray.together(everything, workers=3))
+        list(ray.run_distributed(everything, workers=3))
     with pytest.raises(ClusterError, match=r"2 workers of 1 CPUs and 0.5 GPUs each.*0 GPUs"):
-        list(ray.together(everything, workers=2, gpus_per_worker=0.5))
+        list(ray.run_distributed(everything, workers=2, gpus_per_worker=0.5))
     lock = threading.Lock()
     with pytest.raises(ClusterError, match="the work cannot be sent to the cluster"):
-        list(ray.together(lambda link: lock.acquire(), workers=2))
+        list(ray.run_distributed(lambda channel: lock.acquire(), workers=2))
 
 
 def test_a_cluster_that_can_grow_is_waited_for(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,11 +263,11 @@ def test_workers_report_from_their_process(ray: Ray) -> None:
 @pytest.mark.slow
 def test_workers_that_do_not_start_in_time(ray: Ray) -> None:
     """They are started anew, and then told of."""
-    other = Ray().together(wait_for_ever, workers=2)
+    other = Ray().run_distributed(wait_for_ever, workers=2)
     next(other)
     told = pytest.raises(ClusterError, match=r"not start within 2 s \(cluster.start_timeout\), 2 t")
     with told, pytest.warns(UserWarning, match="did not start within 2 s"):
-        list(Ray(retries=1, start_timeout=2.0).together(everything, workers=2))
+        list(Ray(retries=1, start_timeout=2.0).run_distributed(everything, workers=2))
     other.close()
 
 
@@ -295,7 +295,7 @@ def test_two_workers_train_as_one_process_does(ray: Ray, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_group_of_two(ray: Ray) -> None:
-    where, *numbers = ray.together(everything, workers=2)
+    where, *numbers = ray.run_distributed(everything, workers=2)
     assert [here[0] for here in where] == [0, 1]
     assert len({os.getpid(), *(here[1] for here in where)}) == 3
     expected = ("127.0.0.1", "lo", os.getcwd(), "", 1, "gloo")
@@ -307,7 +307,7 @@ def test_a_group_of_two(ray: Ray) -> None:
 def test_a_lost_process_costs_what_was_not_saved(ray: Ray, tmp_path: Path) -> None:
     work = DieOnce(tmp_path / "died")
     with pytest.warns(UserWarning, match="a worker was lost"):
-        assert list(ray.together(work, workers=2)) == ["begun", "begun", "done"]
+        assert list(ray.run_distributed(work, workers=2)) == ["begun", "begun", "done"]
 
 
 @pytest.mark.slow
@@ -317,7 +317,7 @@ def test_processes_that_are_lost_too_often(ray: Ray) -> None:
     )
     with lost, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        list(Ray(retries=1).together(always_die, workers=2))
+        list(Ray(retries=1).run_distributed(always_die, workers=2))
 
 
 @pytest.mark.slow
@@ -326,7 +326,7 @@ def test_a_group_without_its_runner(ray: Ray) -> None:
         running = _children(os.getpid())
         return [p for p in running if b"_Runner.run" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
-    with closing(ray.together(wait_for_ever, workers=2)) as told:
+    with closing(ray.run_distributed(wait_for_ever, workers=2)) as told:
         process = next(told)
         (runner,) = runners()
         os.kill(runner, signal.SIGKILL)
@@ -336,34 +336,36 @@ def test_a_group_without_its_runner(ray: Ray) -> None:
             next(told)
     wait_for(lambda: not Path(f"/proc/{process}").exists())
     # Another one has room.
-    assert len(list(ray.together(everything, workers=2))) == 101
+    assert len(list(ray.run_distributed(everything, workers=2))) == 101
 
 
 @pytest.mark.slow
 def test_an_error_that_cannot_be_sent(ray: Ray) -> None:
     with pytest.raises(ClusterError, match=r"LocalError.* cannot be sent back"):
-        list(ray.together(fail_in_some_way, workers=2))
+        list(ray.run_distributed(fail_in_some_way, workers=2))
 
 
 @pytest.mark.slow
 def test_a_group_ends_when_nobody_listens(ray: Ray) -> None:
-    with closing(ray.together(wait_for_ever, workers=2)) as told:
+    with closing(ray.run_distributed(wait_for_ever, workers=2)) as told:
         process = next(told)
         if Path("/proc/net/tcp").exists():  # neither Ray Train nor the group listens elsewhere
             found = _listening({os.getpid(), *_children(os.getpid())})
             assert found == {"0100007F", "0000000000000000FFFF00000100007F"}
     wait_for(lambda: not Path(f"/proc/{process}").exists())
     # Another one has room.
-    assert len(list(ray.together(everything, workers=2))) == 101
+    assert len(list(ray.run_distributed(everything, workers=2))) == 101
 
 
 @pytest.mark.slow
 def test_a_training_waits_for_room(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sda_ray.distributed.WAIT_NOTICE", 3.0)
-    other = Ray().together(wait_for_ever, workers=2)
+    other = Ray().run_distributed(wait_for_ever, workers=2)
     next(other)
     found: list[Any] = []
-    waiting = threading.Thread(target=lambda: found.extend(ray.together(everything, workers=2)))
+    waiting = threading.Thread(
+        target=lambda: found.extend(ray.run_distributed(everything, workers=2))
+    )
     with warnings.catch_warnings(record=True) as told:
         waiting.start()
         wait_for(lambda: told)

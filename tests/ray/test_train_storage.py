@@ -176,7 +176,7 @@ def test_a_ray_that_copies_directories_keeps_its_promises(nodes: Any, tmp_path: 
 def test_a_place_that_is_none(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with pytest.raises(ConfigError, match="'/far' is no place that other machines see"):
-        Ray(storage="/far").lend(directory).__enter__()
+        Ray(storage="/far").sync_directory(directory).__enter__()
 
 
 @pytest.mark.slow

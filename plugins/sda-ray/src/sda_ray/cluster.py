@@ -16,8 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sda_core.cluster import Cluster, Lent, Link
-from sda_core.cluster.base import never, unheard
+from sda_core.cluster import Cluster, SyncedDirectory, WorkerChannel
 from sda_core.config import at_least, component, non_negative, option, positive
 from sda_core.errors import ClusterError
 from sda_ray.connection import in_own_process_group, knock, on_loopback
@@ -100,7 +99,7 @@ class Ray(Cluster):
                         log_to_driver=False,
                         logging_level=logging.ERROR,
                         _node_ip_address="127.0.0.1",
-                        # Ray ends tasks for want of memory, and by itself tries them for ever.
+                        # Ray ends tasks that are out of memory, and by itself tries them for ever.
                         _system_config={"task_oom_retries": self.retries},
                     )
             else:
@@ -158,40 +157,40 @@ class Ray(Cluster):
                 yield number, result
                 del result  # before the next one comes
 
-    def together(
+    def run_distributed(
         self,
-        work: Callable[[Link], None],
+        work: Callable[[WorkerChannel], None],
         *,
         workers: int,
         gpus_per_worker: float | None = None,
-        stopping: Callable[[], bool] = never,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Generator[Any, None, None]:
-        """Do ``work`` as a group, by Ray Train; see :meth:`sda_core.cluster.Cluster.together`."""
+        """Do ``work`` as a group; see :meth:`sda_core.cluster.Cluster.run_distributed`."""
         asked = WorkerResources(workers, self.worker_cpus, gpus_per_worker)
         with self.connected():
-            yield from run_distributed(work, asked, self.retries, self.start_timeout, stopping)
+            yield from run_distributed(work, asked, self.retries, self.start_timeout, should_stop)
 
-    def lend(
+    def sync_directory(
         self,
         directory: Path,
         *,
-        leave_out: Collection[str] = (),
-        say: Callable[[str], None] = unheard,
-    ) -> AbstractContextManager[Lent]:
-        """Lend a directory, by ``storage``; see :meth:`sda_core.cluster.Cluster.lend`."""
+        exclude: Collection[str] = (),
+        announce: Callable[[str], None] = lambda line: None,
+    ) -> AbstractContextManager[SyncedDirectory]:
+        """Sync a directory, by ``storage``; see :meth:`sda_core.cluster.Cluster.sync_directory`."""
         if self.storage is None:
-            return super().lend(directory)
-        return self._synced(self.storage, directory, leave_out, say)
+            return super().sync_directory(directory)
+        return self._synced(self.storage, directory, exclude, announce)
 
     @contextmanager
     def _synced(
         self,
         storage: str,
         directory: Path,
-        leave_out: Collection[str],
-        say: Callable[[str], None],
-    ) -> Iterator[Lent]:
-        with self.connected(), sync_directory(storage, directory, leave_out, say) as synced:
+        exclude: Collection[str],
+        announce: Callable[[str], None],
+    ) -> Iterator[SyncedDirectory]:
+        with self.connected(), sync_directory(storage, directory, exclude, announce) as synced:
             yield synced
 
     def _check_gpus(self) -> None:

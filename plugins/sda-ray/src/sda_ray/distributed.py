@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from sda_core.cluster import Link
+from sda_core.cluster import WorkerChannel
 from sda_core.errors import ClusterError
 from sda_ray.channel import Channel, News
 from sda_ray.resources import WorkerResources
@@ -46,20 +46,20 @@ class _NotStarted(Exception):  # noqa: N818 - it is no error yet
 
 
 def run_distributed(
-    work: Callable[[Link], None],
+    work: Callable[[WorkerChannel], None],
     asked: WorkerResources,
     retries: int,
     start_timeout: float,
-    stopping: Callable[[], bool],
+    should_stop: Callable[[], bool],
 ) -> Generator[Any, None, None]:
-    """Do work in a group of processes; see :meth:`sda_core.cluster.Cluster.together`.
+    """Do work in a group of processes; see :meth:`sda_core.cluster.Cluster.run_distributed`.
 
     Args:
         work: What is done.
         asked: The workers.
         retries: How often all are started anew, when one is lost or they do not start.
         start_timeout: Seconds in which they must have started.
-        stopping: Whether the work is to stop.
+        should_stop: Whether the work is to stop.
 
     Yields:
         What the worker of rank 0 sends.
@@ -76,7 +76,7 @@ def run_distributed(
     told = f"{asked.text} did not start within {start_timeout:g} s (cluster.start_timeout)"
     for _ in range(retries + 1):
         try:
-            yield from _attempt(sent, asked, retries, start_timeout, stopping)
+            yield from _attempt(sent, asked, retries, start_timeout, should_stop)
         except _NotStarted:
             warnings.warn(f"{told}: {asked.available()}", stacklevel=3)
         else:
@@ -92,7 +92,7 @@ def _attempt(
     asked: WorkerResources,
     retries: int,
     start_timeout: float,
-    stopping: Callable[[], bool],
+    should_stop: Callable[[], bool],
 ) -> Generator[Any, None, None]:
     import ray
     from ray._common.constants import HEAD_NODE_RESOURCE_NAME
@@ -112,7 +112,7 @@ def _attempt(
     ended = runner.run.remote(channel, [sent], asked, retries)
     channel.clean_up_after.remote([ended])
     try:
-        yield from _poll(channel, ended, asked, start_timeout, stopping)
+        yield from _poll(channel, ended, asked, start_timeout, should_stop)
     except RayError as error:
         raise ClusterError(
             "the process that runs the workers was lost, so they are ended; the same command "
@@ -131,7 +131,7 @@ def _poll(
     ended: Any,
     asked: WorkerResources,
     start_timeout: float,
-    stopping: Callable[[], bool],
+    should_stop: Callable[[], bool],
 ) -> Generator[Any, None, None]:
     """Give what rank 0 sends, and say what goes wrong, to the end."""
     import ray
@@ -139,7 +139,7 @@ def _poll(
 
     since, has_noticed, has_stopped = time.monotonic(), False, False
     while True:
-        if not has_stopped and stopping():
+        if not has_stopped and should_stop():
             has_stopped = True
             channel.stop.remote()
         is_over = bool(ray.wait([ended], timeout=POLL_INTERVAL)[0])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import attrs
 
-from sda_core.cluster import Folder, Lent
+from sda_core.cluster import SyncedDirectory, WorkerDirectory
 from sda_core.errors import ClusterError
 from sda_ray.cache import cache_dir, clean_caches, file_lock
 from sda_ray.storage import check_url, check_writable, download, newest, upload
@@ -27,7 +27,7 @@ _DATA = "data"
 
 
 @attrs.frozen
-class WorkerCopy(Folder):
+class WorkerCopy(WorkerDirectory):
     """A run directory in a storage.
 
     Attributes:
@@ -47,13 +47,13 @@ class WorkerCopy(Folder):
         return f"{self.storage}/{self.name}"
 
     @contextmanager
-    def opened(self, *, leads: bool) -> Iterator[Path]:
-        """Fetch it; see :meth:`sda_core.cluster.Folder.opened`."""
+    def opened(self, *, is_main: bool) -> Iterator[Path]:
+        """Fetch it; see :meth:`sda_core.cluster.WorkerDirectory.opened`."""
         here = cache_dir(self.storage)
-        directory, data = self._directory(leads), here / self.data
+        directory, data = self._directory(is_main), here / self.data
         with file_lock(here / ".lock"):
             download(f"{self.storage}/{self.data}", data)
-            if leads:
+            if is_main:
                 shutil.rmtree(directory, ignore_errors=True)  # a killed process has left it
                 download(self.url, directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -62,26 +62,26 @@ class WorkerCopy(Folder):
         try:
             yield directory
         finally:
-            if leads:
+            if is_main:
                 upload(directory, self.url, exclude=(_DATA,))
                 shutil.rmtree(directory)
 
-    def save(self) -> None:
-        """Upload what rank 0 has; see :meth:`sda_core.cluster.Folder.save`."""
+    def upload(self) -> None:
+        """Upload what rank 0 has; see :meth:`sda_core.cluster.WorkerDirectory.upload`."""
         try:
-            upload(self._directory(leads=True), self.url, exclude=(_DATA,))
+            upload(self._directory(is_main=True), self.url, exclude=(_DATA,))
         except ClusterError as error:
             warnings.warn(str(error), stacklevel=2)
 
-    def _directory(self, leads: bool) -> Path:
-        return cache_dir(self.storage) / ("rank-0" if leads else "others") / self.name
+    def _directory(self, is_main: bool) -> Path:
+        return cache_dir(self.storage) / ("rank-0" if is_main else "others") / self.name
 
 
 @contextmanager
 def sync_directory(
     storage: str, directory: Path, exclude: Collection[str], announce: Callable[[str], None]
-) -> Iterator[Lent]:
-    """Sync a run directory with a storage; see :meth:`sda_core.cluster.Cluster.lend`.
+) -> Iterator[SyncedDirectory]:
+    """Sync a run directory with a storage; see :meth:`sda_core.cluster.Cluster.sync_directory`.
 
     Raises:
         ConfigError: The storage is no place that others see.
@@ -103,7 +103,9 @@ def sync_directory(
 
 
 @contextmanager
-def synced(copy: WorkerCopy, directory: Path, exclude: Collection[str] = ()) -> Iterator[Lent]:
+def synced(
+    copy: WorkerCopy, directory: Path, exclude: Collection[str] = ()
+) -> Iterator[SyncedDirectory]:
     """Upload a run directory without its data, and bring back what workers save."""
     last = upload(directory, copy.url, exclude=(_DATA, *exclude))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from sda_core.cluster import Link
+from sda_core.cluster import WorkerChannel
 from sda_core.errors import ClusterError
 from sda_ray.resources import WorkerResources, exit_with_raylet, hide_gpus
 
@@ -49,23 +49,23 @@ def worker_main(channel: Any, sent: list[Any], asked: WorkerResources) -> None:
     placement = ray.util.get_current_placement_group()
     ray.get(channel.join.remote(group, rank, [me], placement))
     barrier()  # all have joined
-    link = RayWorkerChannel(channel, group)
+    worker_channel = RayWorkerChannel(channel, group)
     try:
         _make_group(asked, rank, size, host, port, server)
-        _work(sent)(link)
-        link.flush()
+        _work(sent)(worker_channel)
+        worker_channel.flush()
     except Exception as error:
         if not _all_alive(channel):  # this is because another one is lost
             raise
         ray.get(channel.fail.remote(group, _pickled(error)))
 
 
-def _work(sent: list[Any]) -> Callable[[Link], None]:
+def _work(sent: list[Any]) -> Callable[[WorkerChannel], None]:
     import ray
     from ray.exceptions import RayError
 
     try:
-        work: Callable[[Link], None] = ray.get(sent[0])
+        work: Callable[[WorkerChannel], None] = ray.get(sent[0])
     except RayError as error:
         raise ClusterError(
             "a worker cannot read the work; all machines of the cluster need the same packages. "
@@ -143,7 +143,7 @@ def _pickled(error: Exception) -> bytes:
     return pickled
 
 
-class RayWorkerChannel(Link):
+class RayWorkerChannel(WorkerChannel):
     """A worker's way to the driver."""
 
     def __init__(self, channel: Any, group: str) -> None:
@@ -152,13 +152,13 @@ class RayWorkerChannel(Link):
         self._asking: Any = None
         self._next, self._stopping = 0.0, False
 
-    def tell(self, message: Any) -> None:
-        """Send a message; see :meth:`sda_core.cluster.Link.tell`."""
+    def send(self, message: Any) -> None:
+        """Send a message; see :meth:`sda_core.cluster.WorkerChannel.send`."""
         # Calls of one process arrive in order.
         self._sent = self._channel.send.remote(self._group, pickle.dumps(message))
 
-    def stopping(self) -> bool:
-        """Whether to stop; see :meth:`sda_core.cluster.Link.stopping`."""
+    def should_stop(self) -> bool:
+        """Whether to stop; see :meth:`sda_core.cluster.WorkerChannel.should_stop`."""
         import ray
 
         now = time.monotonic()

@@ -1,15 +1,15 @@
 """Clusters: where heavy work is spread to, over processes and machines.
 
-It is spread in two ways. :meth:`Cluster.map` does many tasks that know nothing of each other, and
-:meth:`Cluster.together` one piece of work by processes that talk to each other.
+It is spread in two ways: :meth:`Cluster.map` does many independent tasks, and
+:meth:`Cluster.run_distributed` one piece of work by the ranks of a group.
 
 Of tasks, the work is a function of the task alone, so that it does not matter where and how often
 it is done. It is sent once to each process, which keeps it, and tasks are small, such as the number
-of a block. Results come back as they are finished, and whoever asked for them writes each to the
-disk before the next one: they never gather in memory.
+of a block. Results come back as they are finished, and the driver writes each to the disk before
+the next one: they never gather in memory.
 
-Work that is done together saves what it has done, and goes on from there where it is begun anew.
-It does so in a directory that :meth:`Cluster.lend` lets its processes have, on whatever machine.
+Distributed work saves checkpoints, and resumes from them when its workers are restarted. It does
+so in a directory that :meth:`Cluster.sync_directory` gives to the workers, on whatever machine.
 """
 
 from __future__ import annotations
@@ -20,35 +20,26 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from sda_core.cluster.folder import Lent, SameFolder
+from sda_core.cluster.directory import SharedDirectory, SyncedDirectory
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def never() -> bool:
-    """False: nobody asks for a stop."""
-    return False
-
-
-def unheard(line: str) -> None:
-    """Nothing: nobody listens."""
-
-
-class Link(ABC):
-    """What a process of a group knows of whoever asked for its work."""
+class WorkerChannel(ABC):
+    """A worker's channel to the driver."""
 
     @abstractmethod
-    def tell(self, message: Any) -> None:
-        """Send a message to whoever asked; on the process of rank 0 alone.
+    def send(self, message: Any) -> None:
+        """Send a message to the driver; on rank 0 alone.
 
         Args:
             message: What is sent, pickled.
         """
 
     @abstractmethod
-    def stopping(self) -> bool:
-        """Whether whoever asked wants the work to stop; may be called once in each step."""
+    def should_stop(self) -> bool:
+        """Whether the driver wants the work to stop; may be called once in each step."""
 
 
 class Cluster(ABC):
@@ -82,31 +73,31 @@ class Cluster(ABC):
         """
 
     @abstractmethod
-    def together(
+    def run_distributed(
         self,
-        work: Callable[[Link], None],
+        work: Callable[[WorkerChannel], None],
         *,
         workers: int,
         gpus_per_worker: float | None = None,
-        stopping: Callable[[], bool] = never,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Generator[Any, None, None]:
         """Do ``work`` in several processes at once, which are one group of torch.distributed.
 
         The default process group is that of NCCL where each process has a GPU of its own, else
         that of gloo. A process sees its GPU alone, as the first one, or none. It computes with its
-        share of the CPUs. If a process is lost, all are ended and begin anew, so that work goes on
-        from what it has saved. Where the generator is closed before its end, all are ended.
+        share of the CPUs. If a process is lost, all are restarted, and the work resumes from what
+        it has saved. Where the generator is closed before its end, all are ended.
 
         Args:
             work: What is done, by every process; pickled.
             workers: Number of processes.
             gpus_per_worker: GPUs of each, of which a fraction is shared; None for 1 if there are
                 as many GPUs as workers, else 0.
-            stopping: Whether the work is to stop, which :meth:`Link.stopping` passes on; asked for
-                about once a second, or more often, in the process that iterates.
+            should_stop: Whether the work is to stop, which :meth:`WorkerChannel.should_stop` passes
+                on; asked about once a second, or more often, in the process that iterates.
 
         Yields:
-            What the process of rank 0 tells, in this order.
+            What rank 0 sends, in this order.
 
         Raises:
             ClusterError: The cluster cannot be reached or does not have what was asked for, the
@@ -114,33 +105,29 @@ class Cluster(ABC):
             Exception: Whatever ``work`` raised, of the same class; it is not done again.
         """
 
-    def lend(
+    def sync_directory(
         self,
         directory: Path,
         *,
-        leave_out: Collection[str] = (),
-        say: Callable[[str], None] = unheard,
-    ) -> AbstractContextManager[Lent]:
-        """Let the processes of :meth:`together` have a run directory, and have it back.
+        exclude: Collection[str] = (),
+        announce: Callable[[str], None] = lambda line: None,
+    ) -> AbstractContextManager[SyncedDirectory]:
+        """Give the workers of :meth:`run_distributed` a run directory, and get it back.
 
         This is the directory itself, which must be on all machines. A cluster that copies it
         overrides this.
 
         Args:
             directory: The directory, absolute.
-            leave_out: Names in it that are no part of the work.
-            say: Called with what takes a while.
+            exclude: Names in it that are no part of the work.
+            announce: Called with what takes a while.
 
         Returns:
-            A context of the directory as the processes have it, to be pickled with the work; and
-            of a function that brings here what they have saved so far, as the end of the context
+            A context of the directory as the workers have it, to be pickled with the work; and of
+            a function that downloads what they have uploaded so far, as the end of the context
             does.
 
         Raises:
-            ClusterError: It cannot be copied, to the processes or back.
+            ClusterError: It cannot be copied, to the workers or back.
         """
-        return nullcontext((SameFolder(directory), _nothing))
-
-
-def _nothing() -> None:
-    """What is there need not be brought."""
+        return nullcontext((SharedDirectory(directory), lambda: None))

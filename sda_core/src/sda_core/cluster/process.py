@@ -1,4 +1,4 @@
-"""A process of this machine that works for the one that started it, and ends with it."""
+"""Worker processes of this machine, which end with the one that started them."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ def _begin(
     target(argument, connection)
 
 
-def obey_the_parent() -> None:
-    """Leave signals, which may come to all, to the parent; and end when it is killed."""
+def exit_with_parent() -> None:
+    """Ignore signals, which the parent handles, and exit when it is killed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_when_orphaned, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_when_orphaned() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import torch
 
-from sda_core.cluster import Cluster, Folder, Link, Local
+from sda_core.cluster import Cluster, Local, WorkerChannel, WorkerDirectory
 from sda_core.config import structure, unstructure
 from sda_core.data import TrajectoryStore, split_path
 from sda_core.denoiser import WindowDenoiser
@@ -130,7 +130,10 @@ def train(
         where = cluster or experiment.cluster or Local()
         options: Any = {"workers": workers, "gpus_per_worker": gpus_per_worker}
         say = partial(announce, progress)
-        with where.lend(run.directory.resolve(), leave_out=_LATER, say=say) as (folder, fetch):
+        with where.sync_directory(run.directory.resolve(), exclude=_LATER, announce=say) as (
+            folder,
+            fetch,
+        ):
             work = _TrainWorker(table, folder, resume, tuple(may_change), tuple(hooks))
             run_with_progress(where, work, progress, fetch, **options)
         return load_model(run)
@@ -141,14 +144,14 @@ class _TrainWorker:
     """What each worker does: rank 0 trains and writes, the others train with it."""
 
     table: dict[str, Any]
-    folder: Folder
+    folder: WorkerDirectory
     resume: bool
     may_change: Collection[str]
     hooks: Sequence[object]
 
-    def __call__(self, link: Link) -> None:
+    def __call__(self, channel: WorkerChannel) -> None:
         group = Group.current()
-        with self.folder.opened(leads=group.is_main) as directory:
+        with self.folder.opened(is_main=group.is_main) as directory:
             run = Run(structure(Experiment, self.table), directory, progress=False)
             if not split_path(run.data, "train").is_file():
                 raise ClusterError(
@@ -160,7 +163,7 @@ class _TrainWorker:
                 warnings.simplefilter("ignore")  # rank 0 gives the same
                 _run_nonzero_rank(run, group)
                 return
-            progress = RemoteProgress(link)
+            progress = RemoteProgress(channel)
             hooks = [*self.hooks, Uploader(self.folder, progress)]
             with run.manager.with_plugins(hooks), progress.forward_warnings():
                 _run_main_rank(run, self.resume, self.may_change, False, progress, group)

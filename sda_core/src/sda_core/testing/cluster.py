@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from sda_core.cluster import Cluster, Folder, Link
+from sda_core.cluster import Cluster, WorkerChannel, WorkerDirectory
 from sda_core.errors import SimulationError
 from sda_core.testing.promises import keep, require
 
@@ -58,28 +58,28 @@ def _errors(cluster: Cluster) -> None:
 
 @attrs.frozen
 class _Meet:
-    folder: Folder
+    folder: WorkerDirectory
 
-    def __call__(self, link: Link) -> None:
-        leads = dist.get_rank() == 0
-        with self.folder.opened(leads=leads) as directory:
+    def __call__(self, channel: WorkerChannel) -> None:
+        is_main = dist.get_rank() == 0
+        with self.folder.opened(is_main=is_main) as directory:
             total = torch.tensor(float((directory / "data" / "x").read_text()) ** dist.get_rank())
             dist.all_reduce(total)
-            if leads:
+            if is_main:
                 with (directory / "log").open("a") as log:
                     log.write("saved")
-                self.folder.save()
-                link.tell((os.getpid(), float(total)))
+                self.folder.upload()
+                channel.send((os.getpid(), float(total)))
                 for number in range(3):
-                    link.tell(number)
-            while not link.stopping():
+                    channel.send(number)
+            while not channel.should_stop():
                 time.sleep(0.01)
-            if leads:
+            if is_main:
                 (directory / "log").write_text("ended")
-                link.tell("stopped")
+                channel.send("stopped")
 
 
-def _leave(link: Link) -> None:
+def _leave(channel: WorkerChannel) -> None:
     if dist.get_rank() == 1:
         raise SimulationError("the second process fails")
     dist.barrier()  # for which the other one is missing
@@ -94,9 +94,11 @@ def _group(cluster: Cluster) -> None:
         (data / "x").write_text("10")
         log.write_text("lent, ")
         with (
-            cluster.lend(Path(name)) as (folder, fetch),
+            cluster.sync_directory(Path(name)) as (folder, fetch),
             closing(
-                cluster.together(_Meet(folder), workers=2, stopping=lambda: len(found) == 4)
+                cluster.run_distributed(
+                    _Meet(folder), workers=2, should_stop=lambda: len(found) == 4
+                )
             ) as told,
         ):
             for message in told:
@@ -116,7 +118,7 @@ def _group(cluster: Cluster) -> None:
 def _group_errors(cluster: Cluster) -> None:
     """What one process of a group raises is raised, though another one waits for it."""
     try:
-        with closing(cluster.together(_leave, workers=2)) as told:
+        with closing(cluster.run_distributed(_leave, workers=2)) as told:
             list(told)
     except SimulationError as error:
         require("the second process fails" in str(error), f"it says {error}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from sda_core.cluster import Cluster, Folder, Link
+from sda_core.cluster import Cluster, WorkerChannel, WorkerDirectory
 from sda_core.errors import ConfigError
 from sda_core.io.interrupt import stop_request
 from sda_core.io.progress import ProgressOption, announce, reporting
@@ -43,9 +43,9 @@ class LocalProgress(ProgressReporter):
         """Report progress."""
         with (
             reporting(self.progress, "training", total, done) as report,
-            stop_request() as stopping,
+            stop_request() as should_stop,
         ):
-            yield report, stopping
+            yield report, should_stop
 
     def say(self, line: str) -> None:
         """Say something, where progress is shown."""
@@ -56,27 +56,30 @@ class LocalProgress(ProgressReporter):
 class RemoteProgress(ProgressReporter):
     """The driver, by a channel to it."""
 
-    link: Link
+    channel: WorkerChannel
 
     @contextmanager
     def track(self, total: int, done: int) -> Iterator[Tracking]:
         """Report progress."""
-        self.link.tell(("begin", total, done))
-        yield lambda done, note="": self.link.tell(("step", done, note)), self.link.stopping
+        self.channel.send(("begin", total, done))
+        yield (
+            lambda done, note="": self.channel.send(("step", done, note)),
+            self.channel.should_stop,
+        )
 
     def say(self, line: str) -> None:
         """Say something."""
-        self.link.tell(("say", line))
+        self.channel.send(("say", line))
 
     def checkpoint_saved(self) -> None:
         """Say that a checkpoint was saved."""
-        self.link.tell(("saved",))
+        self.channel.send(("saved",))
 
     @contextmanager
     def forward_warnings(self) -> Iterator[None]:
         """Let the driver give the warnings of this process."""
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: self.link.tell(("warn", message))
+            warnings.showwarning = lambda message, *_, **__: self.channel.send(("warn", message))
             yield
 
 
@@ -84,14 +87,14 @@ class RemoteProgress(ProgressReporter):
 class Uploader:
     """A plugin that saves the run directory with each checkpoint, after other plugins."""
 
-    folder: Folder
+    folder: WorkerDirectory
     progress: RemoteProgress
     sda_interface = 1
 
     @hookimpl(trylast=True)
     def sda_checkpoint_written(self) -> None:
         """Save it."""
-        self.folder.save()
+        self.folder.upload()
         self.progress.checkpoint_saved()
 
 
@@ -128,7 +131,7 @@ def check_workers(
 
 def run_with_progress(
     cluster: Cluster,
-    work: Callable[[Link], None],
+    work: Callable[[WorkerChannel], None],
     progress: ProgressOption,
     fetch: Callable[[], None],
     **options: Any,
@@ -140,12 +143,14 @@ def run_with_progress(
         work: What each does.
         progress: What to show.
         fetch: Called when a checkpoint was saved.
-        options: More for :meth:`sda_core.cluster.Cluster.together`.
+        options: More for :meth:`sda_core.cluster.Cluster.run_distributed`.
     """
     report: Callable[..., None] | None = None
     with ExitStack() as stack:
-        stopping = stack.enter_context(stop_request())
-        told = stack.enter_context(closing(cluster.together(work, stopping=stopping, **options)))
+        should_stop = stack.enter_context(stop_request())
+        told = stack.enter_context(
+            closing(cluster.run_distributed(work, should_stop=should_stop, **options))
+        )
         what: list[Any]
         for kind, *what in told:
             if kind == "begin" and report is None:

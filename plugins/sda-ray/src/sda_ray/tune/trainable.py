@@ -20,7 +20,7 @@ import ray
 from ray import tune
 
 from sda_core import stages
-from sda_core.cluster import Lent
+from sda_core.cluster import SyncedDirectory
 from sda_core.config import component
 from sda_core.errors import SDAError, SweepError
 from sda_core.evaluation.denoiser import denoise, denoising_scores
@@ -149,8 +149,8 @@ class _TrialRay(Ray):
     copy: WorkerCopy
 
     @contextmanager
-    def lend(self, directory: Path, **_: Any) -> Iterator[Lent]:
-        """Sync what is there; see :meth:`sda_core.cluster.Cluster.lend`."""
+    def sync_directory(self, directory: Path, **_: Any) -> Iterator[SyncedDirectory]:
+        """Sync what is there; see :meth:`sda_core.cluster.Cluster.sync_directory`."""
         own = directory / "data"
         if not own.is_symlink():
             upload(own, f"{self.copy.storage}/{self.copy.data}")
