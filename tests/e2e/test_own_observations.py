@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import sda_core as sda
 from sda_core import stages
 from sda_core.cli import make_app
-from sda_core.errors import DataError
+from sda_core.errors import ConfigError
 from sda_core.experiment import Run
 from sda_core.plugins import default_manager
 from sda_core.system import trajectory
@@ -100,7 +100,7 @@ def test_scoring_other_observations_than_were_used_is_refused(table: Path, tmp_p
     assert Run(experiment, tmp_path).is_done("assimilate")
     for change in (options(table, seed=1), options(table, withhold=0.1)):
         other = sda.load_experiment("noisy-lorenz63", [*BASE, change])
-        with pytest.raises(DataError, match="the posterior is not of these observations"):
+        with pytest.raises(ConfigError, match=r"differs in assimilate\.observations\.(seed|with)"):
             sda.evaluate(other, tmp_path, progress=False)
     # The same file with another content is other observations.
     copied = shutil.copy(table, tmp_path / "obs.csv")
@@ -110,7 +110,7 @@ def test_scoring_other_observations_than_were_used_is_refused(table: Path, tmp_p
     text = Path(copied).read_text()
     Path(copied).write_text(text.replace("99.0,x,1.0\n", ""))
     assert not Run(experiment, tmp_path).is_done("assimilate")
-    with pytest.raises(DataError, match="run `sda assimilate` again"):
+    with pytest.raises(ConfigError, match=r"evaluate would use .*`sda assimilate`.*observed"):
         sda.evaluate(experiment, tmp_path, progress=False)
 
 
