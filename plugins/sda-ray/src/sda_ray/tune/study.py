@@ -94,11 +94,11 @@ class Study:
             directory: The directory.
             facts: ``title``, ``metric``, ``mode``, ``stage``, ``settings`` and ``versions``.
         """
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         path, resumed = directory / DATABASE, 0
         if path.is_file():
             resumed = _load(path).user_attrs["resumed"] + 1
         else:
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
             with replace_file(path) as temporary:  # whole: who reads it may write to it, too
                 storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
                 directions = optuna.study.StudyDirection
@@ -264,6 +264,7 @@ class Study:
 
 
 def _load(path: Path) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.NopPruner()
     return optuna.load_study(study_name=None, storage=f"sqlite:///{path}", pruner=pruner)
 
