@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sda_core.cli import make_app
 from sda_core.cluster import Local
 from sda_core.errors import ClusterError, ConfigError, PluginError, StoppedError
 from sda_core.plugins import default_manager, hookimpl
+from sda_core.training import CheckpointFolder
 
 from ..core import group_work
 
@@ -301,9 +303,12 @@ def test_a_signal_to_the_command(directory: Path, to_all: bool) -> None:
         process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
     assert process.returncode == 130, stderr
-    assert "training stopped after step" in stderr
+    step = re.search(r"training stopped after step ([\d,]+)", stderr)
+    assert step, stderr
     wait_for_end_of_all(process.pid)
-    assert len(list((directory / "checkpoints").iterdir())) == 1
+    newest = CheckpointFolder(directory / "checkpoints", 2).newest()
+    assert newest is not None
+    assert newest.state["step"] == int(step[1].replace(",", ""))
 
 
 @pytest.mark.slow

@@ -73,7 +73,17 @@ def _context() -> SpawnContext | ForkServerContext:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker  # not on all systems
+
     multiprocessing.set_forkserver_preload(["torch"])
+    # A SIGTERM to the process group must reach this process alone: the server, and with it the
+    # workers, keeps it blocked. (To start the tracker would unblock it.)
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return multiprocessing.get_context("forkserver")
 
 
