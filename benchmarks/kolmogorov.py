@@ -39,9 +39,8 @@ from torch.utils.data import ConcatDataset
 
 from sda_core import load_experiment, simulate
 from sda_core.data import TrajectoryStore, WindowDataset, split_path
-from sda_core.experiment import Experiment
-from sda_core.experiment.run import Run, device
-from sda_core.model import TrainedModel
+from sda_core.experiment import Experiment, Run
+from sda_core.model import TrainedModel, device
 from sda_core.random import seeded_generator
 from sda_core.stages import make_problem
 from sda_core.system import HasContext

@@ -33,8 +33,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from sda_core import load_experiment, train
 from sda_core.config import unstructure
 from sda_core.data import TrajectoryStore, WindowDataset, generate, split_path
-from sda_core.experiment import Experiment
-from sda_core.experiment.run import Run, device
+from sda_core.experiment import Experiment, Run
+from sda_core.model import device
 from sda_core.plugins import default_manager, hookimpl
 from sda_core.stages.training import new_model
 from sda_core.system import System, SystemSpec

@@ -39,6 +39,11 @@ from sda_core.system import Axis, SystemSpec, Variable
 MODEL_SCHEMA = 3
 
 
+def device() -> torch.device:
+    """The device that is used: the first GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @component
 class ModelConfig:
     """How a kernel becomes a denoiser of trajectories.
@@ -262,7 +267,7 @@ def _received(
     fields = {name: torch.zeros(spec.grid_shape) for name in config.context}
     model = TrainedModel.create(kernel, schedule, config, spec, fields)
     model.denoiser.load_state_dict(weights)
-    model.denoiser.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.denoiser.to(device())
     return attrs.evolve(model, provenance=provenance)
 
 
@@ -318,7 +323,7 @@ def load_model(source: str | Path, *, config: ModelConfig | None = None) -> Trai
             f"a run directory, the directory of a model, or one of {sorted(shipped_models())}"
         )
     model = TrainedModel.load(folder, config=config)
-    model.denoiser.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.denoiser.to(device())
     return model
 
 

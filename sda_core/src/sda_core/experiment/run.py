@@ -22,6 +22,7 @@ from sda_core.experiment.configuration import Experiment
 from sda_core.experiment.stage import STAGES
 from sda_core.io.files import plain, write_json, write_text
 from sda_core.io.progress import ProgressOption
+from sda_core.model import device
 from sda_core.plugins import PluginManager, default_manager
 from sda_core.tracker import Histogram, TrackerSet, Value
 from sda_core.training import CheckpointFolder
@@ -272,8 +273,3 @@ def _is_kept(line: str, step: int) -> bool:
     except ValueError:
         return False
     return not isinstance(event, dict) or event.get("step", 0) <= step
-
-
-def device() -> torch.device:
-    """The device that is used: the first GPU, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

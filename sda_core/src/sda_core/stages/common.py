@@ -9,9 +9,9 @@ from sda_core.config import unstructure
 from sda_core.data import split_path
 from sda_core.data.generate import check_recipe
 from sda_core.errors import ConfigError
-from sda_core.experiment.run import Run, device
+from sda_core.experiment import Run
 from sda_core.io.progress import reporting_steps
-from sda_core.model import TrainedModel
+from sda_core.model import TrainedModel, device
 from sda_core.random import seeded_generator
 
 OnStep = Callable[[int, int], None]

@@ -14,11 +14,11 @@ from sda_core.denoiser.composition_error import (
     noise_levels,
 )
 from sda_core.errors import DataError
-from sda_core.experiment import Experiment
-from sda_core.experiment.run import Run, device
+from sda_core.experiment import Experiment, Run
 from sda_core.io.files import write_json
 from sda_core.io.progress import ProgressOption, reporting
 from sda_core.method.memory_plan import plan_memory
+from sda_core.model import device
 from sda_core.stages.common import COMPOSITION, check_simulated, load_model, stream
 
 FOLDS: tuple[FoldName, ...] = get_args(FoldName)

@@ -18,8 +18,8 @@ from sda_core.data.base import size_text
 from sda_core.data.writer import SplitWriter
 from sda_core.errors import ConfigError, SDAError, StoppedError
 from sda_core.experiment import Experiment
-from sda_core.experiment.run import device
 from sda_core.io.progress import ProgressOption
+from sda_core.model import device
 from sda_core.stages.assimilation import assimilate
 from sda_core.stages.evaluation import evaluate
 from sda_core.stages.sampling import sample

@@ -18,11 +18,10 @@ from sda_core.data import TrajectoryStore, split_path
 from sda_core.denoiser import WindowDenoiser
 from sda_core.errors import ClusterError, ConfigError
 from sda_core.experiment import STAGES, Experiment, Run
-from sda_core.experiment.run import device
 from sda_core.io.files import exclusive
 from sda_core.io.progress import ProgressOption, announce
 from sda_core.method import EnsembleSampler
-from sda_core.model import TrainedModel
+from sda_core.model import TrainedModel, device
 from sda_core.stages.common import SAMPLE, WEIGHTS, check_simulated, load_model, stream
 from sda_core.system import HasContext, SystemSpec
 from sda_core.tracker import Value

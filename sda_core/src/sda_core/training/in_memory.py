@@ -12,7 +12,7 @@ from sda_core.data import ArrayStore, TrajectoryStore, WindowDataset
 from sda_core.errors import TrainingError
 from sda_core.io.progress import ProgressOption, reporting
 from sda_core.kernel import Kernel
-from sda_core.model import ModelConfig, TrainedModel
+from sda_core.model import ModelConfig, TrainedModel, device
 from sda_core.schedule import VP, Schedule
 from sda_core.training.arithmetic import arithmetic_rules
 from sda_core.training.config import TrainConfig
@@ -56,17 +56,16 @@ def fit(
         TrainingError: The loss is not finite.
     """
     config, model = TrainConfig(**settings), model or ModelConfig()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if valid is None and isinstance(data, ArrayStore) and (count := int(HELD_OUT * len(data))):
         data, valid = data.split_off(count)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device()] if device().type == "cuda" else []):
         torch.manual_seed(seed)
         made = TrainedModel.create(kernel, schedule or VP(), model, data.spec)
-    made.denoiser.to(device)
+    made.denoiser.to(device())
 
     def windows(store: ArrayStore | TrajectoryStore) -> WindowDataset:
         return WindowDataset(
-            store, model.window, device=device, standardization=made.standardization
+            store, model.window, device=device(), standardization=made.standardization
         )
 
     with arithmetic_rules(config):
