@@ -28,6 +28,7 @@ from sda_core.config import (
     one_of,
     option,
     positive,
+    set_by_path,
     structure,
     unstructure,
 )
@@ -448,6 +449,37 @@ def test_tables_in_overrides_are_toml() -> None:
 def test_malformed_overrides(item: str) -> None:
     with pytest.raises(ConfigError, match=r"is not of the form key=value, as in train.learning"):
         apply_overrides({}, [item])
+
+
+def test_entries_of_lists_by_number() -> None:
+    data = {"w": [1, 2, 3], "terms": [{"name": "a", "std": 1.0, "x": 0}, {"name": "b"}]}
+    changed = apply_overrides(data, ["w.1=5", "w.2=6", "terms.0.std=2.0", "terms.1.name=c"])
+    assert changed == {
+        "w": [1, 5, 6],
+        "terms": [{"name": "a", "std": 2.0, "x": 0}, {"name": "c"}],
+    }
+    assert apply_overrides(data, ["terms.0.name=z"])["terms"][0] == {"name": "z"}
+    assert apply_overrides(data, ["w=[7, 8]", "w.0=9"])["w"] == [9, 8]
+    assert apply_overrides(data, ["w.0=none", "terms.1=none"]) == {
+        "w": [2, 3],
+        "terms": [data["terms"][0]],
+    }
+    assert data["w"] == [1, 2, 3]
+    for change in (apply_overrides, lambda d, items: set_by_path(d, items[0][:-2], 1)):
+        with pytest.raises(ConfigError, match=r"^w: got '3', allowed: .* 3 entries"):
+            change(data, ["w.3=1"])
+        with pytest.raises(ConfigError, match=r"^terms\.0\.std is 1\.0, not a table"):
+            change(data, ["terms.0.std.a=1"])
+
+
+def test_a_value_is_set_by_its_path() -> None:
+    data = {"w": [{"a": 1, "b": 2}]}
+    assert set_by_path(data, "w.0.a", 3) == {"w": [{"a": 3, "b": 2}]}
+    assert set_by_path(data, "w.0", {"c": 1}) == {"w": [{"c": 1}]}
+    assert set_by_path(data, "x.y", 1) == data | {"x": {"y": 1}}
+    assert data == {"w": [{"a": 1, "b": 2}]}
+    with pytest.raises(ConfigError, match=r"^w: got 'a'"):
+        set_by_path(data, "w.a", 1)
 
 
 def test_overriding_below_a_value() -> None:

@@ -241,7 +241,7 @@ def test_a_damaged_part_is_made_again(uninterrupted, tmp_path):
 def test_two_processes_do_not_make_one_data_set(tmp_path):
     process = start(tmp_path / "data", "--pause", "5")
     wait_for((tmp_path / "data" / ".parts" / "manifest.json").exists, process)
-    with pytest.raises(DataError, match="another process is making the data set"):
+    with pytest.raises(DataError, match="another generation of data"):
         make(Walk(), tmp_path / "data")
     process.kill()
     process.wait()

@@ -10,18 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from sda_core.errors import TrainingError
-from sda_core.io.files import exclusive, remove_leftovers, replace_file
+from sda_core.io.files import file_lock, remove_leftovers, replace_file
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from sda_core.io.files import exclusive
+from sda_core.io.files import file_lock
 
-with exclusive(Path(sys.argv[1]), "training"):
+with file_lock(Path(sys.argv[1]), "training"):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -36,26 +37,37 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
             assert other.stdout.readline() == "held\n"
             who = f"process {other.pid} on {socket.gethostname()}"
             message = f"another training ({who}) is running in {tmp_path}: wait for it, stop it"
-            for _ in range(2):  # who was refused changes nothing
+            for timeout in (0.0, 0.3):  # who was refused changes nothing
                 with (
                     pytest.raises(TrainingError, match=re.escape(message)),
-                    exclusive(path, "training"),
+                    file_lock(path, "training", timeout=timeout),
                 ):
                     pass
         finally:
             other.kill()
     # A kill leaves no lock behind.
-    with exclusive(path, "training"):
+    with file_lock(path, "training"):
         assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        Timer(0.3, other.kill).start()
+        with file_lock(path, "training", timeout=60.0):
+            assert other.wait(60.0) != 0
 
 
 def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
     def again() -> None:
-        with exclusive(tmp_path / "lock", "training"):
+        with file_lock(tmp_path / "lock", "training"):
             raise KeyError
 
     with (
-        exclusive(tmp_path / "lock", "training"),
+        file_lock(tmp_path / "lock", "training"),
         pytest.raises(TrainingError, match="another training"),
     ):
         again()
@@ -69,7 +81,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with exclusive(tmp_path / "lock", "training"), exclusive(tmp_path / "lock", "training"):
+    with file_lock(tmp_path / "lock", "training"), file_lock(tmp_path / "lock", "training"):
         pass
 
 

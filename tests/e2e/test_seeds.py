@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import sda_core as sda
 from sda_core.errors import CheckpointError, ConfigError, DataError, StoppedError, TrainingError
 from sda_core.experiment import Run
-from sda_core.io.files import exclusive
+from sda_core.io.files import file_lock
 from sda_core.stages import parse_seeds, seeds, train_seeds
 from sda_core.stages.parallel_seeds import SeedWorker
 
@@ -182,7 +182,7 @@ def test_members_stop_when_their_parent_is_killed(tmp_path: Path):
     for seed in (0, 1):
         run = Run(small(), tmp_path / f"seed-{seed}")
         while True:
-            with suppress(TrainingError), exclusive(run.directory / ".training.lock", "training"):
+            with suppress(TrainingError), file_lock(run.directory / ".training.lock", "training"):
                 break
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -20,7 +20,7 @@ import sda_core as sda
 from sda_core.data import WindowDataset
 from sda_core.errors import CheckpointError, ConfigError, StoppedError, TrainingError
 from sda_core.experiment import Run
-from sda_core.io.files import exclusive
+from sda_core.io.files import file_lock
 from sda_core.model import TrainedModel
 from sda_core.plugins import PluginManager, hookimpl
 from sda_core.stages.common import load_model
@@ -152,7 +152,7 @@ def test_a_signal_stops_after_the_step(directory: Path, undisturbed: Path, numbe
 
 def test_one_training_at_a_time(directory: Path) -> None:
     with (
-        exclusive(directory / ".training.lock", "training"),
+        file_lock(directory / ".training.lock", "training"),
         pytest.raises(TrainingError, match=r"another training \(process \d+ on .*is running in"),
     ):
         sda.train(small(), directory, progress=False)

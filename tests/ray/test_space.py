@@ -188,7 +188,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ('kernel.name = { choice = ["mpl"] }', "space: kernel.name: no kernel 'mpl'"),
         ("kernel.depth = { integers = [2, 6] }", "space: kernel.depth: unknown key"),
         ("title.x = { range = [0, 1] }", "space: title is .*, not a table"),
-        ("data.fractions.3 = { range = [0, 1] }", "space: data.fractions.3: got '3', allowed"),
+        ("data.fractions.3 = { range = [0, 1] }", "space: data.fractions: got '3', allowed"),
     ],
 )
 def test_what_does_not_fit_the_experiment(quick: dict, text: str, message: str) -> None:

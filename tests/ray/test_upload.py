@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sda_core.errors import ClusterError, ConfigError
 from sda_core.experiment import load_experiment
-from sda_ray.cache import file_lock
 from sda_ray.storage import check_url, check_writable, download, exists, newest, remove, upload
 
 from .test_sweep import SPACE, TRAIN
@@ -180,21 +177,3 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
         check_writable(f"file://{tmp_path}/file/far")
     check_writable(f"file://{tmp_path}/far")
     assert not list((tmp_path / "far").iterdir())
-
-
-def test_a_lock_is_waited_for(tmp_path: Path) -> None:
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom sda_ray.cache import file_lock\n"
-        "with file_lock(Path(sys.argv[1])):\n    print('has it', flush=True)\n    time.sleep(60)"
-    )
-    path = tmp_path / ".lock"
-    command = [sys.executable, "-c", code, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "has it\n"
-        told = r"another process has .*lock after 0.5 s"
-        with pytest.raises(ClusterError, match=told), file_lock(path, timeout=0.5):
-            pass
-        other.kill()
-        with file_lock(path, timeout=30.0):
-            pass

@@ -5,14 +5,9 @@ from __future__ import annotations
 import getpass
 import hashlib
 import shutil
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-
-from sda_core.errors import ClusterError
 
 #: Seconds in which machines remove their caches.
 _CLEAN_TIMEOUT = 60.0
@@ -25,39 +20,6 @@ def cache_dir(url: str) -> Path:
     path = _cache_root(url) / ray.get_runtime_context().get_node_id()[:12]
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
-
-
-@contextmanager
-def file_lock(path: Path, timeout: float | None = None) -> Iterator[None]:
-    """Wait until no other process of this machine has a lock file, and have it.
-
-    Args:
-        path: The lock file.
-        timeout: Seconds after which the wait ends; None for no limit.
-
-    Raises:
-        ClusterError: Another process has it still.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    end = None if timeout is None else time.monotonic() + timeout
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if end is not None and time.monotonic() > end:
-                    raise ClusterError(
-                        f"another process has {path} after {timeout:g} s: end it, and try again"
-                    ) from error
-                time.sleep(0.1)
-            except OSError:  # no locks on this file system
-                break
-        yield
 
 
 def clean_caches(url: str) -> None:

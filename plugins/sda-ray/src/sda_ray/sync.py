@@ -8,6 +8,7 @@ driver is the only one that lasts: the others are made like it when a training b
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import socket
 import warnings
@@ -19,7 +20,8 @@ import attrs
 
 from sda_core.cluster import SyncedDirectory, WorkerDirectory
 from sda_core.errors import ClusterError
-from sda_ray.cache import cache_dir, clean_caches, file_lock
+from sda_core.io.files import file_lock
+from sda_ray.cache import cache_dir, clean_caches
 from sda_ray.storage import check_url, check_writable, download, newest, upload
 
 #: In the storage, and where a machine has it: the data, which never change.
@@ -51,7 +53,7 @@ class WorkerCopy(WorkerDirectory):
         """Fetch it; see :meth:`sda_core.cluster.WorkerDirectory.opened`."""
         here = cache_dir(self.storage)
         directory, data = self._directory(is_main), here / self.data
-        with file_lock(here / ".lock"):
+        with file_lock(here / ".lock", "download", ClusterError, timeout=math.inf):
             download(f"{self.storage}/{self.data}", data)
             if is_main:
                 shutil.rmtree(directory, ignore_errors=True)  # a killed process has left it

@@ -26,7 +26,7 @@ from sda_core.config.fields import (
     positive,
 )
 from sda_core.config.info import FieldInfo, describe
-from sda_core.config.toml import apply_overrides, dump_toml, load_toml, merge
+from sda_core.config.toml import apply_overrides, dump_toml, load_toml, merge, set_by_path
 from sda_core.plugins import nearest
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "option",
     "part",
     "positive",
+    "set_by_path",
     "structure",
     "unstructure",
 ]

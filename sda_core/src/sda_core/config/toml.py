@@ -78,7 +78,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     Args:
         data: The table, left as it is.
         overrides: Items like ``"train.learning_rate=2e-4"``. Values are TOML; what is not is a
-            string, so that quotes can be left out. ``none`` takes a key or table out. Another
+            string, so that quotes can be left out. A number in a key is that of a list's entry,
+            from 0. ``none`` takes a key or table out. Another
             ``name`` for a table drops that table's other keys, which belong to the component it
             named before.
 
@@ -128,7 +129,7 @@ def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     base's table is kept.
 
     Raises:
-        ConfigError: A table would take the place of a value.
+        ConfigError: A table would take the place of a value, or a list has no such entry.
     """
     return _merge(base, extra, "", switch=True)
 
@@ -146,6 +147,9 @@ def _merge(
             merged[key] = value
             continue
         old = merged.get(key, {})
+        if isinstance(old, list) and value and all(map(str.isdecimal, value)):
+            merged[key] = _merge_entries(old, value, where, switch)
+            continue
         if not isinstance(old, Mapping):
             raise ConfigError(
                 f"{where} is {old!r}, not a table: it has no key {next(iter(value), '')!r}; "
@@ -155,3 +159,46 @@ def _merge(
             old = {}
         merged[key] = _merge(old, value, where, switch)
     return merged
+
+
+def _merge_entries(old: list[Any], extra: Mapping[str, Any], path: str, switch: bool) -> list[Any]:
+    for number in extra:
+        _check_entry(old, number, path)
+    entries = {str(number): entry for number, entry in enumerate(old)}
+    return list(_merge(entries, extra, path, switch).values())
+
+
+def set_by_path(data: Any, path: str, value: Any) -> Any:
+    """Set one value of a table, or of a list in it, by its dotted path.
+
+    Args:
+        data: The table, left as it is.
+        path: Keys and numbers of entries, as ``"train.variable_weights.0"``.
+        value: What is put there, in place of what is there as a whole.
+
+    Raises:
+        ConfigError: The path leads through what is neither a table nor a list with such an entry.
+    """
+    return _set(data, path.split("."), value, "")
+
+
+def _set(data: Any, keys: list[str], value: Any, path: str) -> Any:
+    if not keys:
+        return value
+    key, *rest = keys
+    where = f"{path}.{key}".lstrip(".")
+    if isinstance(data, list):
+        number = _check_entry(data, key, path)
+        return [*data[:number], _set(data[number], rest, value, where), *data[number + 1 :]]
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path} is {data!r}, not a table: it has no key {key!r}")
+    return {**data, key: _set(data.get(key, {}), rest, value, where)}
+
+
+def _check_entry(entries: list[Any], number: str, path: str) -> int:
+    if not number.isdecimal() or int(number) >= len(entries):
+        raise ConfigError(
+            f"{path}: got {number!r}, allowed: the number of one of its {len(entries)} entries, "
+            f"from 0; or set {path} as a whole"
+        )
+    return int(number)

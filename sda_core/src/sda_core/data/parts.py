@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,10 +19,7 @@ import numpy as np
 
 from sda_core.data.base import Recipe
 from sda_core.errors import DataError
-from sda_core.io.files import sync
-
-if sys.platform != "win32":
-    import fcntl
+from sda_core.io.files import file_lock, sync
 
 
 @attrs.frozen
@@ -68,15 +64,7 @@ class Parts:
             DataError: Another process is at it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as file:
-            if sys.platform != "win32":
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise DataError(
-                        f"another process is making the data set in {self.directory}: wait until "
-                        "it is done, or choose another directory"
-                    ) from error
+        with file_lock(self.folder / "lock", "generation of data", DataError):
             yield
 
     def claim(self, created_by: Mapping[str, str]) -> None:

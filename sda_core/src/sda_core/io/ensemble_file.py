@@ -33,7 +33,7 @@ from torch import Tensor
 from sda_core.config import differences
 from sda_core.errors import AssimilationError, CheckpointError, ConfigError, StoppedError
 from sda_core.io import xarray as xarray_io
-from sda_core.io.files import exclusive, remove_leftovers, sync
+from sda_core.io.files import file_lock, remove_leftovers, sync
 from sda_core.io.interrupt import stop_request
 from sda_core.method.ensemble import Ensemble, Progress
 from sda_core.system import SystemSpec
@@ -106,7 +106,7 @@ class EnsembleFile(Ensemble):
         """
         lock = self.path.with_name(f".{self.path.stem}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(lock, "sampling", AssimilationError):
+        with file_lock(lock, "sampling", AssimilationError):
             yield self
 
     def begin(self) -> Progress | None:

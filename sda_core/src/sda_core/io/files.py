@@ -19,6 +19,8 @@ from sda_core.errors import SDAError, TrainingError
 _TEMPORARY = re.compile(r"\..+\.([^.]+)\.(\d{1,9})\.tmp")
 #: Seconds after which a process of another host is taken to have died while it wrote.
 _OLD = 86_400.0
+#: Seconds between two tries to get a lock.
+_LOCK_POLL_INTERVAL = 0.1
 
 
 @contextmanager
@@ -57,8 +59,10 @@ def remove_leftovers(directory: Path) -> None:
 
 
 @contextmanager
-def exclusive(path: Path, what: str, error_class: type[SDAError] = TrainingError) -> Iterator[None]:
-    """Be the only process that does something in the directory of a lock file.
+def file_lock(
+    path: Path, what: str, error_class: type[SDAError] = TrainingError, *, timeout: float = 0.0
+) -> Iterator[None]:
+    """Be the only process that does something, by a lock file.
 
     The kernel releases the lock when the process ends, however it does; the file stays. Where the
     system or the file system has no such locks, there is none.
@@ -67,6 +71,7 @@ def exclusive(path: Path, what: str, error_class: type[SDAError] = TrainingError
         path: The lock file; it says who has the lock.
         what: What is done, such as ``"training"``.
         error_class: What is raised.
+        timeout: Seconds to wait for another process; ``math.inf`` for no limit.
 
     Raises:
         SDAError: Another process does it.
@@ -76,17 +81,22 @@ def exclusive(path: Path, what: str, error_class: type[SDAError] = TrainingError
         return
     import fcntl
 
+    end = time.monotonic() + timeout
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise error_class(
-                f"another {what} ({file.read().strip()}) is running in {path.parent}: wait for it, "
-                "stop it, or use another directory"
-            ) from error
-        except OSError:  # no locks here
-            pass
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= end:
+                    file.seek(0)
+                    raise error_class(
+                        f"another {what} ({file.read().strip()}) is running in {path.parent}: wait "
+                        "for it, stop it, or use another directory"
+                    ) from error
+                time.sleep(_LOCK_POLL_INTERVAL)
+            except OSError:  # no locks here
+                break
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

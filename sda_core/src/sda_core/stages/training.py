@@ -18,7 +18,7 @@ from sda_core.data import TrajectoryStore, split_path
 from sda_core.denoiser import WindowDenoiser
 from sda_core.errors import ClusterError, ConfigError
 from sda_core.experiment import STAGES, Experiment, Run
-from sda_core.io.files import exclusive
+from sda_core.io.files import file_lock
 from sda_core.io.progress import ProgressOption, announce
 from sda_core.method import EnsembleSampler
 from sda_core.model import TrainedModel, device
@@ -114,7 +114,7 @@ def train(
         experiment.require("sample", "train.sample_every")
     check_simulated(run)
     check_workers(workers, gpus_per_worker, experiment.train.batch_size, detect_anomaly)
-    with exclusive(run.directory / ".training.lock", "training"):
+    with file_lock(run.directory / ".training.lock", "training"):
         if workers is None:
             with run.manager.with_plugins(hooks):
                 return _run_main_rank(

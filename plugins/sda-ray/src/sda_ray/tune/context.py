@@ -6,6 +6,7 @@ the directory of the study it works in their cache, and its checkpoints are uplo
 
 from __future__ import annotations
 
+import math
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,9 @@ import attrs
 from sda_core.config import structure
 from sda_core.errors import ClusterError, SweepError
 from sda_core.experiment import Experiment
+from sda_core.io.files import file_lock
 from sda_core.plugins import default_manager, hookimpl
-from sda_ray.cache import cache_dir, file_lock
+from sda_ray.cache import cache_dir
 from sda_ray.resources import WorkerResources
 from sda_ray.storage import download, upload
 from sda_ray.tune.search_space import Space
@@ -144,7 +146,7 @@ class TrialContext:
         if self.storage is None:
             return self
         here = cache_dir(self.storage)
-        with file_lock(here / ".lock"):
+        with file_lock(here / ".lock", "download", ClusterError, timeout=math.inf):
             found = {name: download(f"{self.storage}/{name}", here / name) for name in SHARED}
         model = str(here / "model") if found["model"] else None
         return attrs.evolve(self, directory=str(here), model=model)
@@ -164,7 +166,9 @@ class TrialContext:
             )
         directory = here.trial(number)
         directory.parent.mkdir(exist_ok=True)
-        with file_lock(directory.parent / f".{number:05d}.lock", LOCK_TIMEOUT):
+        with file_lock(
+            directory.parent / f".{number:05d}.lock", "trial", ClusterError, timeout=LOCK_TIMEOUT
+        ):
             if here.storage is not None:
                 shutil.rmtree(directory, ignore_errors=True)  # a killed process has left it
                 here.download(number)

@@ -1,4 +1,4 @@
-"""Setting values in the table of an experiment by their paths."""
+"""Another component in the table of an experiment."""
 
 from __future__ import annotations
 
@@ -8,47 +8,23 @@ from typing import Any, get_args
 import attrs
 
 from sda_core.config.convert import configuration_fields
-from sda_core.errors import ConfigError, SDAError
+from sda_core.errors import SDAError
 from sda_core.plugins import default_manager
 
 
-def set_by_path(table: dict[str, Any], path: str, value: Any) -> None:
-    """Set a value by its path; a number in it is that of a list's entry.
+def renamed(table: Mapping[str, Any], path: str, name: Any) -> dict[str, Any]:
+    """The table for the ``name`` at a path, with those fields of the earlier one that it has too.
 
-    Another component's ``name`` keeps those fields of its table that the component has, too.
-
-    Raises:
-        ConfigError: The path leads through what is neither a table nor a list with such an entry.
+    Args:
+        table: The table of an experiment.
+        path: The path of a table in it.
+        name: The name of the component that is put there.
     """
-    parts, inner = path.split("."), table
-    for i, part in enumerate(parts[:-1]):
-        inner = _enter(inner, part, ".".join(parts[: i + 1]))
-    last = parts[-1]
-    if isinstance(inner, list):
-        inner[_index(inner, last, path)] = value
-        return
-    if last == "name" and inner.get("name", value) != value:
-        kept = _fields(table, parts[:-1], value)
-        for key in [key for key in inner if key not in kept]:
-            del inner[key]
-    inner[last] = value
-
-
-def _enter(inner: Any, part: str, path: str) -> Any:
-    found = (
-        inner[_index(inner, part, path)] if isinstance(inner, list) else inner.setdefault(part, {})
-    )
-    if not isinstance(found, dict | list):
-        raise ConfigError(f"{path} is {found!r}, not a table")
-    return found
-
-
-def _index(entries: list[Any], part: str, path: str) -> int:
-    if not part.isdecimal() or int(part) >= len(entries):
-        raise ConfigError(
-            f"{path}: got {part!r}, allowed: the number of one of {len(entries)} entries, from 0"
-        )
-    return int(part)
+    parts, earlier = path.split("."), dict(table)
+    for part in parts:
+        earlier = earlier.get(part, {})
+    kept = _fields(table, parts, name)
+    return {key: value for key, value in earlier.items() if key in kept} | {"name": name}
 
 
 def _fields(table: Mapping[str, Any], parts: list[str], name: Any) -> set[str]:

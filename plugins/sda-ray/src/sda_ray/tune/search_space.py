@@ -12,16 +12,15 @@ A space is a table whose leaves are tables with one of four keys; lists are ente
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sda_core.config import structure
+from sda_core.config import set_by_path, structure
 from sda_core.errors import ConfigError, SDAError
 from sda_ray.tune.parameter import KINDS, TABLE, Parameter, read_parameter, wrong_conditions
-from sda_ray.tune.paths import set_by_path
+from sda_ray.tune.paths import renamed
 
 if TYPE_CHECKING:
     import optuna
@@ -131,10 +130,14 @@ class Space:
 
         Another component's ``name`` keeps those fields of the table that the component has, too.
         """
-        result: dict[str, Any] = json.loads(json.dumps(table))
+        result = dict(table)
         for parameter in self.parameters:
             if parameter.path in values:
-                set_by_path(result, parameter.path, values[parameter.path])
+                path, value = parameter.path, values[parameter.path]
+                outer, _, last = path.rpartition(".")
+                if outer and last == "name":
+                    path, value = outer, renamed(result, outer, value)
+                result = set_by_path(result, path, value)
         return result
 
     def check(self, table: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ from ray import tune  # noqa: E402
 from sda_core.config import dump_toml, unstructure  # noqa: E402
 from sda_core.errors import StoppedError, SweepError  # noqa: E402
 from sda_core.experiment import Experiment, Run  # noqa: E402
-from sda_core.io.files import exclusive  # noqa: E402
+from sda_core.io.files import file_lock  # noqa: E402
 from sda_core.io.interrupt import stop_request  # noqa: E402
 from sda_core.io.progress import ProgressOption, announce, reporting  # noqa: E402
 from sda_ray.cache import clean_caches  # noqa: E402
@@ -78,7 +78,7 @@ def run(
     with cluster.connected(), stop_request() as stopping:
         sweep.workers.checked("sweep.workers_per_trial, sweep.cpus_per_trial, sweep.gpus_per_trial")
         directory.mkdir(parents=True, exist_ok=True)
-        with exclusive(directory / ".sweep.lock", "sweep", SweepError):
+        with file_lock(directory / ".sweep.lock", "sweep", SweepError):
             dump_toml(unstructure(experiment), directory / "config.toml")
             return _Sweep(sweep, experiment, directory, progress, cluster).run(stopping)
 
