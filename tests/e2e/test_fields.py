@@ -60,7 +60,7 @@ def test_everything_is_there_in_physical_units(finished) -> None:
     np.testing.assert_allclose(posterior.grid_x, (np.arange(16) + 0.5) * 2 * np.pi / 16)
     np.testing.assert_allclose(posterior.time, np.arange(9) * 0.2)
     scores = json.loads((finished / "metrics.json").read_text())
-    assert set(scores) == {"posterior", "baseline"}
+    assert set(scores) == {"posterior", "baseline", "model"}
     flow = {"rmse_vorticity", "divergence_rms", "spectrum_error", "kinetic_energy_ratio"}
     assert flow | {"residual_std", "rmse"} <= set(scores["baseline"])
     assert {"coverage_90", "spread_skill"} <= set(scores["posterior"]) - set(scores["baseline"])

@@ -112,8 +112,12 @@ def test_everything_is_there_and_labelled(finished: Path):
         misfit = observations.y.values[:, 0] - observations.truth.values[::8, 0] / 8
         assert 0 < np.abs(misfit).max() < 0.3
     scores = json.loads((finished / "metrics.json").read_text())
-    assert set(scores) == {"posterior", "reference"}
-    for values in scores.values():
+    assert set(scores) == {"posterior", "reference", "model"}
+    assert scores["model"].keys() >= {f"{s}/{v}" for s in ("rmse", "mae", "r2") for v in "xyz"}
+    assert 0 < scores["model"]["rmse/z"] < 10
+    page = (finished / "report.html").read_text()
+    assert page.index("<h2>Model</h2>") < page.index('src="figures/denoising-error.png"')
+    for values in (scores["posterior"], scores["reference"]):
         assert {"log_prior", "log_likelihood", "wasserstein1", "crps", "coverage_90"} <= set(values)
 
 

@@ -286,6 +286,7 @@ def _print_scores(scores: Mapping[str, Mapping[str, float]], folder: Path, as_js
 
     from sda_core.evaluation.report import score_rows
 
+    scores = {name: values for name, values in scores.items() if name != "model"}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("score")
     for name in scores:

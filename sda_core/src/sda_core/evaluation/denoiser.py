@@ -11,6 +11,7 @@ the mean of x and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -25,8 +26,11 @@ from sda_core.random import MemberNoise
 
 #: Noise levels sigma / alpha at which a denoiser is scored, in units of the states' std.
 NOISE_LEVELS = (0.1, 0.3, 1.0, 3.0)
-#: Trajectories of the test split of which it sees a window, and windows at once.
-_WINDOWS, _CHUNK = 64, 16
+#: Scores of single variables, with what each is called.
+VARIABLE_SCORES = {"rmse": "RMSE", "mae": "MAE", "mse": "MSE", "r2": "R²"}
+#: Windows of the test split, one a trajectory: at most so many, with about so many values
+#: together, but some; and windows at once.
+_WINDOWS, _VALUES, _FEWEST, _CHUNK = 64, 2**20, 8, 16
 
 
 def variable_scores(names: Sequence[str], estimate: Tensor, x: Tensor) -> dict[str, float]:
@@ -83,7 +87,8 @@ def denoise(data: Path, model: TrainedModel) -> list[Denoised]:
     if not path.is_file():
         return []
     store, window = TrajectoryStore(path), model.config.window
-    x = store.read(slice(_WINDOWS), slice(window))
+    windows = max(_FEWEST, min(_WINDOWS, _VALUES // (window * math.prod(store.spec.state_shape))))
+    x = store.read(slice(windows), slice(window))
     to_physical = model.standardization.to_physical
     clean = model.standardization.to_model(x)
     noise = MemberNoise(0, range(len(x)), clean.dtype, clean.device).normal(clean.shape)

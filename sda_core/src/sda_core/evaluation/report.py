@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import jinja2
 from torch import Tensor
 
 from sda_core import figures
 from sda_core.config import dump_toml, unstructure
+from sda_core.evaluation.denoiser import VARIABLE_SCORES, Denoised, denoising_scores
 from sda_core.evaluation.metrics import rank_histogram, spread_skill_curve
 from sda_core.evaluation.scores import SCORES
 from sda_core.evaluation.verification import OBSERVATION_SCORES
 from sda_core.experiment import Run
 from sda_core.figures import Picture
+from sda_core.figures.denoiser import denoising_pictures
 from sda_core.io.files import write_text
 from sda_core.method import Problem
+from sda_core.system import SystemSpec
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -27,7 +31,11 @@ _CALIBRATION_MEMBERS = 8
 
 
 def write_report(
-    run: Run, problem: Problem, ensembles: Mapping[str, Tensor], scores: Scores
+    run: Run,
+    problem: Problem,
+    ensembles: Mapping[str, Tensor],
+    scores: Scores,
+    denoised: Sequence[Denoised] = (),
 ) -> None:
     """Write ``figures/`` and ``report.html``.
 
@@ -37,10 +45,12 @@ def write_report(
         ensembles: Ensembles in physical units: ``posterior`` and, if there are any, ``baseline``
             and ``reference``.
         scores: Scores by name for each ensemble.
+        denoised: What the run's model makes of held-out windows.
     """
+    spec = problem.system.spec
     made = run.manager.hook.sda_figures(run=run, problem=problem, ensembles=ensembles)
     pictures = [picture for more in made for picture in more]
-    if not pictures and len(problem.system.spec.axes) == 2:
+    if not pictures and len(spec.axes) == 2:
         pictures = figures.variable_pictures(problem, ensembles["posterior"])
     pictures += _pictures(run, problem, ensembles)
     folder = run.directory / "figures"
@@ -52,8 +62,12 @@ def write_report(
         columns=[names.get(column, column) for column in scores],
         rows=score_rows(scores),
         statuses=_status_rows(problem),
-        variables=problem.system.spec.variable_names,
+        variables=spec.variable_names,
         pictures=[(picture.save(folder).name, picture) for picture in pictures],
+        model_pictures=[(p.save(folder).name, p) for p in _model_pictures(run, denoised, spec)],
+        model_columns=list(VARIABLE_SCORES.values()),
+        model_rows=_model_rows(denoised, spec.variable_names),
+        noise_levels=", ".join(f"{each.level:g}" for each in denoised),
         config=dump_toml(unstructure(run.experiment, manager=run.manager)),
         provenance=json.dumps(run.provenance(), indent=2),
         baseline=names.get("baseline") if "baseline" in scores else None,
@@ -104,9 +118,26 @@ def _pictures(run: Run, problem: Problem, ensembles: Mapping[str, Tensor]) -> It
             "the diagonal they are too sure.",
             figure=figures.spread_skill_figure(*spread_skill_curve(posterior, problem.truth)),
         )
+
+
+def _model_pictures(run: Run, denoised: Sequence[Denoised], spec: SystemSpec) -> Iterator[Picture]:
+    """What is shown of the run's model."""
+    if denoised:
+        yield from denoising_pictures(denoised, spec)
     loss = figures.learning_curve(run.directory / "metrics.jsonl")
     if loss is not None:
         yield Picture(name="learning-curve", caption="Denoising loss.", figure=loss)
+
+
+def _model_rows(
+    denoised: Sequence[Denoised], variables: Sequence[str]
+) -> list[tuple[str, list[str]]]:
+    """Scores of the denoiser, by variable."""
+    scores = denoising_scores(denoised)
+    return [
+        (name, [_number(scores.get(f"{score}/{name}", math.nan)) for score in VARIABLE_SCORES])
+        for name in (variables if denoised else ())
+    ]
 
 
 def score_rows(scores: Scores) -> list[tuple[str, list[str]]]:
@@ -183,6 +214,19 @@ have.</p>{% endif %}
 the posterior is: their chi-square should be near 1, and of those used it is less.</p>{% endif %}
 <h2>Figures</h2>
 {% for file, picture in pictures %}
+<figure><img src="figures/{{ file }}" alt="{{ picture.name }}">
+<figcaption>{{ picture.caption }}</figcaption></figure>
+{% endfor %}
+{% if model_pictures %}<h2>Model</h2>{% endif %}
+{% if model_rows %}<table>
+<tr><th></th>{% for c in model_columns %}<th>{{ c }}</th>{% endfor %}</tr>
+{% for label, values in model_rows %}
+<tr><td>{{ label }}</td>{% for v in values %}<td>{{ v }}</td>{% endfor %}</tr>
+{% endfor %}
+</table>
+<p>Errors of the denoised state on held-out windows, averaged over the noise levels
+{{ noise_levels }} (in units of the states' spread).</p>{% endif %}
+{% for file, picture in model_pictures %}
 <figure><img src="figures/{{ file }}" alt="{{ picture.name }}">
 <figcaption>{{ picture.caption }}</figcaption></figure>
 {% endfor %}

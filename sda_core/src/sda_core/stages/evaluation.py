@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sda_core.errors import DataError
+from sda_core.evaluation.denoiser import Denoised, denoise, denoising_scores
 from sda_core.evaluation.scores import evaluate_ensemble
 from sda_core.evaluation.verification import departures, observation_scores
 from sda_core.experiment import Experiment, Run
@@ -17,7 +18,7 @@ from sda_core.method import Method
 from sda_core.observation.matched import dataset
 from sda_core.random import seeded_generator
 from sda_core.stages.assimilation import infer, make_problem
-from sda_core.stages.common import BASELINE, REFERENCE, sampling_steps, stream
+from sda_core.stages.common import BASELINE, REFERENCE, load_model, sampling_steps, stream
 
 
 def evaluate(
@@ -31,8 +32,9 @@ def evaluate(
         progress: What to show.
 
     Returns:
-        Scores by name for each ensemble, also written to ``metrics.json``; figures and the report
-        are written beside it. Observations from a table are written to ``observations.csv`` and
+        Scores by name for each ensemble, and those of the denoiser on held-out windows as
+        ``"model"``, also written to ``metrics.json``; figures and the report are written beside it.
+        Observations from a table are written to ``observations.csv`` and
         ``observations.nc``, with what the posterior says of each.
     """
     from sda_core.evaluation.report import write_report  # matplotlib takes a while to import
@@ -93,6 +95,14 @@ def evaluate(
             table = departures(problem.matched, ensembles["posterior"])
             xarray_io.save(dataset(table), run.directory / "observations.nc")
             table.to_csv(run.directory / "observations.csv", index=False)
-        write_json(run.directory / "metrics.json", scores)
-    write_report(run, problem, ensembles, scores)
-    return scores
+        denoised = _denoised(run)
+        every = scores | ({"model": denoising_scores(denoised)} if denoised else {})
+        write_json(run.directory / "metrics.json", every)
+    write_report(run, problem, ensembles, scores, denoised)
+    return every
+
+
+def _denoised(run: Run) -> list[Denoised]:
+    """What the run's model makes of held-out windows; none without a model or data."""
+    method = run.experiment.require("method", "evaluation")
+    return denoise(run.data, load_model(run)) if method.needs_model else []
