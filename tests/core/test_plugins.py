@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import signal
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 import sda_core
-from sda_core.errors import PluginError, UnknownComponentError
+from sda_core.errors import PluginError, PluginWarning, UnknownComponentError
 from sda_core.plugins import (
     KINDS,
     Component,
@@ -24,6 +27,7 @@ from sda_core.plugins import (
     hookimpl,
     nearest,
 )
+from sda_core.plugins.commands import command_names
 
 HEAD = """
 from sda_core.plugins import Component, Preset, hookimpl
@@ -163,6 +167,8 @@ def test_hook_with_unknown_argument(site: Any) -> None:
     ("body", "text"),
     [
         ("raise RuntimeError('boom')", "raised RuntimeError: boom"),
+        ("yield Component('system', ['a'], 'b:C')", "raised TypeError: (\"'name' must be"),
+        ("yield Component('system', 'a', None)", "raised TypeError: (\"'target' must be"),
         ("return ['pendulum']", "gave 'pendulum', not a Component"),
         (
             "yield Component('sytem', 'a', 'b:C')",
@@ -260,25 +266,215 @@ def test_registering_objects_and_calling_hooks() -> None:
 
     recorder = Recorder()
     manager = PluginManager([], {"recorder": recorder})
-    manager.hook.sda_epoch_ended(run=SimpleNamespace(name="r"), metrics={"loss": 0.5})
+    manager.call("sda_epoch_ended", run=SimpleNamespace(name="r"), metrics={"loss": 0.5})
     assert recorder.seen == [("r", 0.5)]
     manager.register(recorder, "recorder")
     assert "Plugin name already registered" in str(manager.broken[0])
 
 
-def test_cli_hook_that_raises_is_noted() -> None:
-    @hookimpl
-    def sda_cli_commands(app: list[str]) -> None:
-        app.append("added")
-        raise RuntimeError("boom")
-
-    manager = PluginManager(
-        [], {"bad": SimpleNamespace(sda_interface=1, sda_cli_commands=sda_cli_commands)}
-    )
-    app: list[str] = []
+def with_commands(**hooks: Any) -> tuple[PluginManager, list[str]]:
+    """A manager of plugins that add commands, by name, and the commands that there are then."""
+    plugins = {
+        name: SimpleNamespace(title=name, sda_interface=1, sda_cli_commands=hookimpl(hook))
+        for name, hook in hooks.items()
+    }
+    for plugin in plugins.values():
+        plugin.sda_cli_commands.__name__ = "sda_cli_commands"
+    manager, app = PluginManager([], plugins), typer.Typer()
+    app.callback()(lambda: None)
+    app.command("simulate")(lambda: None)
     manager.add_cli_commands(app)
-    assert app == ["added"]
-    assert str(manager.broken[0]) == "bad (bad): RuntimeError: boom"
+    return manager, command_names(app)
+
+
+def swing(app: typer.Typer) -> None:
+    app.command("swing")(lambda: None)
+
+
+def test_cli_hook_that_raises_is_noted() -> None:
+    def bad(app: typer.Typer) -> None:
+        app.command("bad")(lambda: None)
+        sys.exit("boom")
+
+    manager, names = with_commands(good=swing, bad=bad)
+    assert names == ["simulate", "swing"]
+    assert str(manager.broken[0]).startswith("bad (bad): it raised SystemExit: boom")
+
+
+def test_a_command_that_cannot_be_built_is_noted() -> None:
+    def bad(app: typer.Typer) -> None:
+        app.command("bad")(lambda: None)
+
+        @app.command()
+        def worse(what: no_such_name) -> None: ...  # noqa: F821
+
+    manager, names = with_commands(good=swing, bad=bad)
+    assert names == ["simulate", "swing"]
+    assert "no_such_name" in str(manager.broken[0])
+
+
+def as_group(app: typer.Typer) -> None:
+    group = typer.Typer()
+    group.command()(lambda: None)
+    app.add_typer(group, name="simulate")
+
+
+@pytest.mark.parametrize("again", [lambda app: app.command("simulate")(lambda: None), as_group])
+def test_commands_that_exist_are_refused(again: Any) -> None:
+    def bad(app: typer.Typer) -> None:
+        again(app)
+        app.command("other")(lambda: None)
+
+    manager, names = with_commands(good=swing, bad=bad)
+    assert sorted(names) == ["other", "simulate", "swing"]
+    (conflict,) = manager.conflicts
+    assert re.match(
+        r"command 'simulate' is claimed by sda-core .* and by bad \(bad\): that of sda-core",
+        str(conflict),
+    )
+
+
+def test_a_command_of_two_plugins_is_that_of_none() -> None:
+    manager, names = with_commands(one=swing, two=swing)
+    assert names == ["simulate"]
+    assert "command 'swing' is claimed by" in str(manager.conflicts[0])
+
+
+def test_the_options_of_sda_stay() -> None:
+    manager, names = with_commands(bad=lambda app: app.callback()(lambda: None))
+    assert names == ["simulate"]
+    assert "sets a callback" in str(manager.broken[0])
+
+
+ENDS = ["SystemExit(0)", "SystemExit('bye')", "KeyboardInterrupt", "GeneratorExit", "BaseException"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_plugin_that_ends_the_process_is_broken(site: Any, end: str) -> None:
+    site.add("sda-bad", f"raise {end}\n")
+    assert f"it raised {end.partition('(')[0]}" in broken_cause(site)
+
+
+def test_a_registration_that_ends_the_process_is_broken(site: Any) -> None:
+    body = "@hookimpl\ndef sda_register_presets():\n    raise KeyboardInterrupt\n"
+    site.add("sda-bad", HEAD + body)
+    assert "it raised KeyboardInterrupt" in broken_cause(site)
+
+
+def test_a_target_that_ends_the_process_is_an_error(site: Any) -> None:
+    site.add("sda-good", GOOD, modules={"pendulum": "raise SystemExit(3)"})
+    with raises(PluginError, "system 'pendulum' of sda-good 1.0", "SystemExit: 3"):
+        site.manager().get("system", "pendulum")
+
+
+LOUD = """
+import os, subprocess, sys
+from sys import stdout
+def loud():
+    print("printed")
+    stdout.write("written")
+    os.write(1, b"by the system")
+    subprocess.run(["echo", "by another process"])
+loud()
+"""
+
+
+def test_what_a_plugin_prints_is_not_on_stdout(site: Any) -> None:
+    hooks = (
+        "@hookimpl\ndef sda_register_presets():\n    loud()\n    return []\n"
+        "@hookimpl\ndef sda_cli_commands(app):\n    loud()\n"
+        "    app.command('speak')(lambda: print('spoken'))\n"
+    )
+    site.add("sda-loud", HEAD + LOUD + hooks)
+    found = site.sda("list", "--json")
+    assert json.loads(found.stdout)
+    for text in ("printed", "written", "by the system", "by another process"):
+        assert found.stderr.count(text) == 3
+    assert site.sda("speak").stdout == "spoken\n"
+
+
+def test_what_a_component_prints_is_not_on_stdout(site: Any) -> None:
+    site.add("sda-good", GOOD, modules={"pendulum": LOUD + "class Pendulum: pass"})
+    found = site.sda("info", "system", "pendulum", "--json")
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert "by another process" in found.stderr
+
+
+def test_a_command_that_is_exited_says_so(site: Any) -> None:
+    fields = "import sys\nclass Pendulum:\n    def __init__(self): sys.exit(0)\n"
+    site.add("sda-good", GOOD, modules={"pendulum": fields})
+    found = site.sda("simulate", "pendulum")
+    assert found.returncode == 2
+    assert "error:" in found.stderr
+
+
+@pytest.mark.parametrize("end", [*ENDS, "ZeroDivisionError"])
+def test_a_hook_that_fails_is_left_out(end: str) -> None:
+    class Bad:
+        sda_interface = 1
+        calls = 0
+
+        @hookimpl
+        def sda_scores(self, problem: Any) -> Any:
+            self.calls += 1
+            exec(f"raise {end}")
+
+    class Good:
+        sda_interface = 1
+
+        @hookimpl
+        def sda_scores(self) -> Any:
+            return {"one": 1}
+
+    bad = Bad()
+    manager = PluginManager([], {"good": Good(), "bad": bad})
+    with pytest.warns(PluginWarning, match=rf"sda_scores of .*bad.*{end.partition('(')[0]}"):
+        assert manager.call("sda_scores", problem=None, ensemble=None) == [{"one": 1}]
+    assert manager.call("sda_scores", problem=None, ensemble=None) == [{"one": 1}]
+    assert bad.calls == 1
+    with pytest.warns(PluginWarning, match=r"sda_scores of plugin good.*KeyError: 'two'"):
+        assert manager.call("sda_scores", itemgetter("two"), problem=None, ensemble=None) == []
+    with manager.with_plugins([Bad()]), pytest.raises(BaseException):  # noqa: B017, PT011
+        manager.call("sda_scores", problem=None, ensemble=None)
+
+
+def test_ctrl_c_in_a_hook_passes() -> None:
+    class Slow:
+        sda_interface = 1
+
+        @hookimpl
+        def sda_scores(self) -> Any:
+            signal.raise_signal(signal.SIGINT)
+
+    manager = PluginManager([], {"slow": Slow()})
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        manager.call("sda_scores", problem=None, ensemble=None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_hook_wrappers_are_refused(site: Any) -> None:
+    body = "@hookimpl(wrapper=True)\ndef sda_scores():\n    return (yield)\n"
+    site.add("sda-bad", HEAD + body)
+    assert "its hook sda_scores is a wrapper" in broken_cause(site)
+
+
+def test_names_of_the_core_stay_the_core_s(site: Any) -> None:
+    hook = (
+        "@hookimpl\ndef sda_register_components():\n"
+        "    yield Component('schedule', 'vp', 'pendulum:Pendulum')\n"
+        "    yield Component('system', 'pendulum', 'pendulum:Pendulum')\n"
+    )
+    site.add("sda-bad", HEAD + hook, modules=PENDULUM)
+    listed = site.sda("list", "--json")
+    found = {c["name"]: c["distribution"] for c in json.loads(listed.stdout)}
+    assert (found["vp"], found["pendulum"]) == ("sda-core", "sda-bad")
+    assert re.search(
+        r"schedule 'vp' is claimed by .*sda-bad 1.0 \(pendulum:Pendulum\).*: that of sda-core is",
+        listed.stderr,
+    )
+    assert "claimed" not in site.sda("info", "schedule", "vp").stdout
 
 
 def test_preset_path_may_be_text() -> None:

@@ -18,7 +18,13 @@ from safetensors.torch import load_file
 
 import sda_core as sda
 from sda_core.data import WindowDataset
-from sda_core.errors import CheckpointError, ConfigError, StoppedError, TrainingError
+from sda_core.errors import (
+    CheckpointError,
+    ConfigError,
+    PluginWarning,
+    StoppedError,
+    TrainingError,
+)
 from sda_core.experiment import Run
 from sda_core.io.files import file_lock
 from sda_core.model import TrainedModel
@@ -409,20 +415,26 @@ def test_diagnostics_that_fail_end_no_training(
     with_broken(monkeypatch, "diagnostics")
     with pytest.warns(
         UserWarning,
-        match=r"diagnostics of broken:broken failed at stage 'epoch'.*ZeroDivisionError: epoch",
+        match=r"sda_diagnostics of plugin broken.*failed.*ZeroDivisionError",
     ):
         sda.train(small(), directory, progress=False)
     assert same(directory, undisturbed)
     assert "param_norm" in events(directory, "report")[0]  # the others' are there
 
 
-def test_a_plugin_that_fails_loses_nothing(
+def test_a_plugin_that_fails_is_left_out(
     directory: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_broken(monkeypatch, "epoch")
+    with pytest.warns(PluginWarning, match=r"sda_epoch_ended of plugin broken.*at epoch 3"):
+        sda.train(small(), directory, progress=False)
+    assert same(directory, undisturbed)
+
+
+def test_a_hook_of_the_caller_that_fails_loses_nothing(directory: Path, undisturbed: Path) -> None:
+    changes = small("train.checkpoint_every=6")
     with pytest.raises(ZeroDivisionError):
-        sda.train(small("train.checkpoint_every=6"), directory, progress=False)
-    monkeypatch.undo()
+        sda.train(changes, directory, progress=False, hooks=[Broken("epoch")])
     assert Run(small(), directory).checkpoints.newest().state["epoch"] == 3
     sda.train(small(), directory, progress=False)
     assert same(directory, undisturbed)

@@ -19,6 +19,10 @@ class PluginError(SDAError):
     """A plugin cannot be used: it fails to import, clashes with another or is misdeclared."""
 
 
+class PluginWarning(UserWarning):
+    """A plugin failed, and what it does there is left out from now on."""
+
+
 class UnknownComponentError(PluginError, LookupError):
     """No component or preset is registered under the name asked for."""
 

@@ -16,6 +16,7 @@ import typer
 
 from sda_core import __version__
 from sda_core.cli import composition, data, doctor, info, list_, presets, stages
+from sda_core.cli.output import warn_of_broken
 from sda_core.errors import SDAError, StoppedError
 from sda_core.plugins import PluginManager, default_manager
 
@@ -53,7 +54,10 @@ def make_app(manager: PluginManager) -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``sda``; errors that the library raises on purpose are shown without traceback."""
     try:
-        make_app(default_manager())(args=arguments, prog_name="sda")
+        manager = default_manager()
+        app = make_app(manager)
+        warn_of_broken(manager)
+        app(args=arguments, prog_name="sda")
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(130)  # as shells report a command stopped by Ctrl-C

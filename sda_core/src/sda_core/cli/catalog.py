@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sda_core.errors import ConfigError
+from sda_core.errors import ConfigError, PluginError
 from sda_core.plugins import (
     PluginManager,
     RegisteredComponent,
@@ -82,6 +82,11 @@ def info(kind: str, name: str, *, manager: PluginManager | None = None) -> Compo
     manager = manager or default_manager()
     registered = manager.component(kind, name)
     cls = registered.load()
+    if not attrs.has(cls):
+        raise PluginError(
+            f"{kind} {name!r} of {registered.origin} ({registered.source}) is not a class made "
+            "with @component"
+        )
     fields = [attrs.evolve(f, default=_plain(f.default, manager)) for f in describe(cls)]
     return ComponentInfo(
         kind=kind,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sda_core.cli.output import JsonOption
+from sda_core.cli.output import JsonOption, command, console, echo
 from sda_core.cli.stages import Directory, Overrides, Quiet, Source, prepare
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_commands(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(composition)
+    app.command()(command(composition))
 
 
 def composition(
@@ -57,15 +57,14 @@ def composition(
         progress=not quiet,
     )
     if as_json:
-        typer.echo((folder / "composition.json").read_text(), nl=False)
+        echo((folder / "composition.json").read_text(), end="")
         return
     _print(error, loaded.model.stride, loaded.model.fold, tolerance)
-    typer.echo(f"\nall strides, both folds: {folder / 'composition.json'}")
-    typer.echo(f"figure: {folder / 'figures' / 'composition.png'}")
+    echo(f"\nall strides, both folds: {folder / 'composition.json'}")
+    echo(f"figure: {folder / 'figures' / 'composition.png'}")
 
 
 def _print(error: CompositionError, stride: int, fold: FoldName, tolerance: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from sda_core.stages.composition import FOLDS
@@ -83,30 +82,30 @@ def _print(error: CompositionError, stride: int, fold: FoldName, tolerance: floa
         apart = float(error.difference(s, fold).value.max())
         cells = [f"{100 * v:.1f}" for v in (*numbers, apart)]
         table.add_row(str(s), f"{1 / s:.2f}", *cells)
-    console = Console(highlight=False)
-    console.print(
+    out = console()
+    out.print(
         f"Window {error.window}, fold {fold}: excess error in % at noise levels sigma / alpha.\n"
         f"cost: evaluations of the network per state; ±: largest standard error, over "
         f"{len(error.products)} trajectories;\ndistance: largest of |D_s - D_1|^2, in % of the "
         "error at full width, which is in the first row.\n",
         soft_wrap=True,
     )
-    console.print(table)
-    console.print()
+    out.print(table)
+    out.print()
     for name, best in recommended.items():
         if best is None:
-            console.print(f"fold {name}: no stride is within {100 * tolerance:g} %")
+            out.print(f"fold {name}: no stride is within {100 * tolerance:g} %")
             continue
-        console.print(
+        out.print(
             f"fold {name}: stride {best} is the largest within {100 * tolerance:g} % at every "
             f"noise level ({100 * error.worst_excess(best, name):.2g} % at most, "
             f"{1 / best:.3f} evaluations of the network per state)",
             soft_wrap=True,
         )
     worst = error.worst_excess(stride, fold)
-    console.print(f"model.stride = {stride} and model.fold = {fold!r}: {100 * worst:.2g} % at most")
+    out.print(f"model.stride = {stride} and model.fold = {fold!r}: {100 * worst:.2g} % at most")
     if recommended["center"] == 1 < error.window:
-        console.print(
+        out.print(
             "Even the neighbours of the most central state are worse: a wider window would "
             "probably be more accurate.",
             soft_wrap=True,

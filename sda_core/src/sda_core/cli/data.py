@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sda_core.cli.output import JsonOption, print_json
+from sda_core.cli.output import JsonOption, command, echo, print_json
 
 data = typer.Typer(help="Inspect and verify data stores.", no_args_is_help=True)
 
@@ -20,6 +20,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 @data.command()
+@command
 def inspect(path: Store, as_json: JsonOption = False) -> None:
     """Say what is in a store: shape, variables, system, seed, statistics, versions.
 
@@ -31,12 +32,13 @@ def inspect(path: Store, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(report.as_dict())
     else:
-        typer.echo(str(report))
+        echo(str(report))
     if report.problems:
         raise typer.Exit(1)
 
 
 @data.command()
+@command
 def verify(path: Store, as_json: JsonOption = False) -> None:
     """Say whether a store is whole, and what to do if it is not; exit code 1 then."""
     from sda_core.data import verify
@@ -45,6 +47,6 @@ def verify(path: Store, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(report.as_dict())
     else:
-        typer.echo(str(report))
+        echo(str(report))
     if not report.ok:
         raise typer.Exit(1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import attrs
 import typer
 
-from sda_core.cli.output import JsonOption, print_json
+from sda_core.cli.output import JsonOption, command, echo, print_json
 from sda_core.plugins.doctor import doctor as check_installation
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(doctor)
+    app.command()(command(doctor))
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -23,8 +23,8 @@ def doctor(as_json: JsonOption = False) -> None:
     else:
         for finding in findings:
             mark = "BROKEN" if finding.broken else "advice" if finding.mend else "ok"
-            typer.echo(f"{mark:<6}  {finding.subject}: {finding.message}")
+            echo(f"{mark:<6}  {finding.subject}: {finding.message}")
             if finding.mend:
-                typer.echo(f"        to mend: {finding.mend}")
+                echo(f"        to mend: {finding.mend}")
     if broken:
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ import attrs
 import typer
 
 from sda_core.cli import catalog
-from sda_core.cli.output import JsonOption, print_json
+from sda_core.cli.output import JsonOption, command, echo, print_json
 from sda_core.plugins import KINDS
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_commands(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(info)
+    app.command()(command(info))
 
 
 def info(
@@ -30,18 +30,18 @@ def info(
     if as_json:
         print_json(attrs.asdict(found))
         return
-    typer.echo(f"{kind} {name}: {found.summary}")
-    typer.echo(f"from {found.distribution} {found.version}, {found.target}\n")
-    typer.echo(found.documentation)
-    typer.echo("\nFields" if found.fields else "\nNo fields")
+    echo(f"{kind} {name}: {found.summary}")
+    echo(f"from {found.distribution} {found.version}, {found.target}\n")
+    echo(found.documentation)
+    echo("\nFields" if found.fields else "\nNo fields")
     for field in found.fields:
-        typer.echo(f"  {_field(field)}")
+        echo(f"  {_field(field)}")
         if field.help:
-            typer.echo(f"      {field.help}")
+            echo(f"      {field.help}")
     if found.declarations:
-        typer.echo("\nDeclares")
+        echo("\nDeclares")
         for key, value in found.declarations.items():
-            typer.echo(f"  {key} = {value}")
+            echo(f"  {key} = {value}")
 
 
 def _field(field: FieldInfo) -> str:

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from sda_core.cli.catalog import list_components
-from sda_core.cli.output import JsonOption, print_columns, print_json, warn_of_broken
-from sda_core.plugins import KINDS, default_manager
+from sda_core.cli.output import JsonOption, command, echo, print_columns, print_json
+from sda_core.plugins import KINDS
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("list")(list_)
+    app.command("list")(command(list_))
 
 
 def list_(
@@ -38,6 +38,5 @@ def list_(
         )
     else:
         for i, (kind_, group) in enumerate(groupby(components, key=lambda c: c.kind)):
-            typer.echo(("\n" if i else "") + kind_)
+            echo(("\n" if i else "") + kind_)
             print_columns([(c.name, c.summary, c.origin) for c in group], indent="  ")
-    warn_of_broken(default_manager())

@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from sda_core.cli import catalog
-from sda_core.cli.output import JsonOption, print_columns, print_json, warn_of_broken
-from sda_core.plugins import default_manager
+from sda_core.cli.output import JsonOption, command, echo, print_columns, print_json
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(presets)
-    app.command()(init)
+    app.command()(command(presets))
+    app.command()(command(init))
 
 
 def presets(as_json: JsonOption = False) -> None:
@@ -35,7 +34,6 @@ def presets(as_json: JsonOption = False) -> None:
         )
     else:
         print_columns([(p.name, p.summary, p.origin) for p in found])
-    warn_of_broken(default_manager())
 
 
 def init(
@@ -46,4 +44,4 @@ def init(
 ) -> None:
     """Write a preset's file, to change and run."""
     path = catalog.init(preset, output)
-    typer.echo(f"wrote {path}; run it with: sda run {path}")
+    echo(f"wrote {path}; run it with: sda run {path}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sda_core.cli.output import JsonOption, print_columns, print_json
+from sda_core.cli.output import JsonOption, command, console, echo, print_columns, print_json
 from sda_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (run, simulate, train, sample, assimilate, evaluate):
-        app.command()(command)
+    for function in (run, simulate, train, sample, assimilate, evaluate):
+        app.command()(command(function))
 
 
 def prepare(
@@ -94,8 +94,8 @@ def _try(experiment: Experiment, directory: Path, quiet: bool) -> None:
     from sda_core import stages
 
     for stage in stages.quick(experiment, directory, progress=not quiet):
-        typer.echo(str(stage))
-    typer.echo("everything works")
+        echo(str(stage))
+    echo("everything works")
 
 
 def run(
@@ -135,11 +135,11 @@ def simulate(
     from sda_core import stages
 
     if dry_run:
-        typer.echo(str(stages.preview(loaded, folder, workers=workers)))
+        echo(str(stages.preview(loaded, folder, workers=workers)))
         return
     cluster = cluster_at(address, workers, loaded)
     path = stages.simulate(loaded, folder, progress=not quiet, workers=workers, cluster=cluster)
-    typer.echo(f"data: {path}")
+    echo(f"data: {path}")
 
 
 def train(
@@ -200,7 +200,7 @@ def train(
     from sda_core import stages
 
     if dry_run:
-        typer.echo(str(stages.preview_training(loaded, folder)))
+        echo(str(stages.preview_training(loaded, folder)))
     elif quick:
         _try(loaded, folder, quiet)
     elif seeds is not None:
@@ -227,7 +227,7 @@ def train(
             gpus_per_worker=gpus_per_worker,
             cluster=cluster_at(address, workers, loaded),
         )
-        typer.echo(f"model: {folder / 'model'}, validation loss {model.provenance['valid_loss']}")
+        echo(f"model: {folder / 'model'}, validation loss {model.provenance['valid_loss']}")
 
 
 def sample(
@@ -241,7 +241,7 @@ def sample(
     from sda_core import stages
 
     x = stages.sample(loaded, folder, progress=not quiet)
-    typer.echo(f"samples: {folder / 'samples.nc'}, shape {tuple(x.shape)}")
+    echo(f"samples: {folder / 'samples.nc'}, shape {tuple(x.shape)}")
 
 
 def assimilate(
@@ -259,7 +259,7 @@ def assimilate(
 
     cluster = cluster_at(address, workers, loaded)
     x = stages.assimilate(loaded, folder, progress=not quiet, workers=workers, cluster=cluster)
-    typer.echo(f"posterior: {result(folder / 'posterior.nc')}, shape {tuple(x.shape)}")
+    echo(f"posterior: {result(folder / 'posterior.nc')}, shape {tuple(x.shape)}")
 
 
 def evaluate(
@@ -281,7 +281,6 @@ def _print_scores(scores: Mapping[str, Mapping[str, float]], folder: Path, as_js
     if as_json:
         print_json(scores)
         return
-    from rich.console import Console
     from rich.table import Table
 
     from sda_core.evaluation.report import score_rows
@@ -293,9 +292,9 @@ def _print_scores(scores: Mapping[str, Mapping[str, float]], folder: Path, as_js
         table.add_column(name, justify="right")
     for label, values in score_rows(scores):
         table.add_row(label, *values)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print()
+    out = console()
+    out.print(table)
+    out.print()
     for label, name in (
         ("report", "report.html"),
         ("figures", "figures"),
@@ -305,4 +304,4 @@ def _print_scores(scores: Mapping[str, Mapping[str, float]], folder: Path, as_js
         ("data", "data"),
     ):
         if (folder / name).exists():
-            console.print(f"{label:<10} {folder / name}", soft_wrap=True)
+            out.print(f"{label:<10} {folder / name}", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jinja2
 from torch import Tensor
@@ -48,12 +48,15 @@ def write_report(
         denoised: What the run's model makes of held-out windows.
     """
     spec = problem.system.spec
-    made = run.manager.hook.sda_figures(run=run, problem=problem, ensembles=ensembles)
-    pictures = [picture for more in made for picture in more]
+
+    def saved(made: Iterable[Picture]) -> list[tuple[str, Picture]]:
+        return [(picture.save(run.directory / "figures").name, picture) for picture in made]
+
+    given = run.manager.call("sda_figures", saved, run=run, problem=problem, ensembles=ensembles)
+    pictures = [picture for more in given for picture in more]
     if not pictures and len(spec.axes) == 2:
-        pictures = figures.variable_pictures(problem, ensembles["posterior"])
-    pictures += _pictures(run, problem, ensembles)
-    folder = run.directory / "figures"
+        pictures = saved(figures.variable_pictures(problem, ensembles["posterior"]))
+    pictures += saved(_pictures(run, problem, ensembles))
     names = {}
     if run.experiment.evaluate.baseline is not None:
         _, names["baseline"] = run.manager.name_of(type(run.experiment.evaluate.baseline))
@@ -63,8 +66,8 @@ def write_report(
         rows=score_rows(scores),
         statuses=_status_rows(problem),
         variables=spec.variable_names,
-        pictures=[(picture.save(folder).name, picture) for picture in pictures],
-        model_pictures=[(p.save(folder).name, p) for p in _model_pictures(run, denoised, spec)],
+        pictures=pictures,
+        model_pictures=saved(_model_pictures(run, denoised, spec)),
         model_columns=list(VARIABLE_SCORES.values()),
         model_rows=_model_rows(denoised, spec.variable_names),
         noise_levels=", ".join(f"{each.level:g}" for each in denoised),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import xarray as xr
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from sda_core.evaluation.metrics import coverage, crps, log_prior, rmse, spread, wasserstein1
 from sda_core.io.xarray import as_tensor
 from sda_core.method import Problem
+from sda_core.plugins import PluginManager
 from sda_core.system import HasLogProb
 
 #: What each score is, in words.
@@ -95,3 +98,13 @@ def evaluate_ensemble(
                 scores["spread_skill"] = width / error
             scores["coverage_90"] = coverage(ensemble, problem.truth)
     return scores
+
+
+def plugin_scores(manager: PluginManager, problem: Problem, ensemble: Tensor) -> dict[str, float]:
+    """The scores of an ensemble that plugins add, by name; see the hook ``sda_scores``."""
+
+    def numbers(given: Mapping[str, float]) -> dict[str, float]:
+        return {str(k): v if isinstance(v, int) else float(v) for k, v in given.items()}
+
+    given = manager.call("sda_scores", numbers, problem=problem, ensemble=ensemble)
+    return {name: value for values in given for name, value in values.items()}

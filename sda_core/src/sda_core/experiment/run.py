@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -155,7 +154,7 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         if not (self.directory / "config.toml").is_file():
             self.write_config()  # so that a killed run can be resumed
-        self.manager.hook.sda_run_started(run=self, stage=name)
+        self.manager.call("sda_run_started", run=self, stage=name)
         self._sessions = TrackerSet(self.experiment.trackers, self, name)
         results: dict[str, Any] = {}
         started = time.perf_counter()
@@ -177,29 +176,18 @@ class Run:
         }
         write_json(self.directory / "provenance.json", record)
         self.log({"event": name, **results})
-        self.manager.hook.sda_run_finished(run=self, summary={"stage": name, **results})
+        self.manager.call("sda_run_finished", run=self, summary={"stage": name, **results})
 
     def write_config(self) -> None:
         """Write the configuration to ``config.toml``."""
         dump_toml(self._table, self.directory / "config.toml")
 
     def diagnostics(self, stage: str, **context: Any) -> dict[str, Value]:
-        """What plugins add, by name; see the hook ``sda_diagnostics``.
-
-        A plugin that fails is left out, with a warning: no run is lost for a number more.
-        """
-        values: dict[str, Value] = {}
-        given = {"run": self, "stage": stage, "context": context}
-        for plugin, ask in self.manager.implementations("sda_diagnostics", given):
-            try:
-                values |= ask()
-            except Exception as error:  # noqa: BLE001 - a plugin can fail in any way
-                warnings.warn(
-                    f"diagnostics of {plugin} failed at stage {stage!r} and are left out: "
-                    f"{type(error).__name__}: {error}",
-                    stacklevel=3,
-                )
-        return values
+        """What plugins add, by name; see the hook ``sda_diagnostics``."""
+        given = self.manager.call(
+            "sda_diagnostics", _values, run=self, stage=stage, context=context
+        )
+        return {name: value for values in given for name, value in values.items()}
 
     def result_numbers(self, stage: str, **context: Any) -> dict[str, float]:
         """The numbers that plugins add to a stage's results, by name."""
@@ -220,7 +208,7 @@ class Run:
         plain = {name: self._plain(name, value, step) for name, value in values.items()}
         self.log({"event": event, "epoch": epoch, "step": step, **plain})
         named = {f"{event}/{name}": value for name, value in values.items()}
-        self.manager.hook.sda_metrics_logged(run=self, step=step, values=named)
+        self.manager.call("sda_metrics_logged", run=self, step=step, values=named)
         if self._sessions is not None:
             self._sessions.log(named, step)
 
@@ -263,6 +251,15 @@ class Run:
             "torch": torch.__version__,
             "versions": self.versions(),
         }
+
+
+def _values(given: Mapping[str, Any]) -> dict[str, Value]:
+    """Diagnostics as they can be recorded."""
+    for name, value in given.items():
+        # A picture, which takes a while to import, is what can be saved.
+        if not isinstance(value, int | float | Histogram) and not hasattr(value, "save"):
+            raise TypeError(f"{name!r} is {value!r}, no number, histogram or picture")
+    return {str(name): value for name, value in given.items()}
 
 
 def _is_kept(line: str, step: int) -> bool:

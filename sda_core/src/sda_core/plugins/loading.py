@@ -86,10 +86,16 @@ def check_hooks(alone: pluggy.PluginManager, plugin: object) -> None:
             "".join(f"there is no hook {u!r}: {did_you_mean(u, _HOOKS)}" for u in unknown)
             + f"the hooks are {', '.join(_HOOKS)}"
         ) from error
+    if wraps := [i.function.__name__ for c in callers for i in c.get_hookimpls() if _is_wrapper(i)]:
+        raise PluginError(f"its hook {wraps[0]} is a wrapper of others': write a plain function")
     implemented = {caller.name for caller in callers}
     for name in _HOOKS:
         if callable(getattr(plugin, name, None)) and name not in implemented:
             raise PluginError(f"its function {name!r} lacks the decorator @hookimpl")
+
+
+def _is_wrapper(implementation: pluggy.HookImpl) -> bool:
+    return implementation.wrapper or implementation.hookwrapper
 
 
 def collect(alone: pluggy.PluginManager, hook: str, expected: type[_Given]) -> list[_Given]:

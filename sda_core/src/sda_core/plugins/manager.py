@@ -5,30 +5,40 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import EntryPoint
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
-from sda_core.errors import PluginError, UnknownComponentError
+from sda_core.errors import PluginError, PluginWarning, UnknownComponentError
+from sda_core.plugins.guard import contained
 from sda_core.plugins.loading import Source, check_hooks, check_interface, collect, hooks_only
-from sda_core.plugins.names import KINDS, check_kind, did_you_mean
+from sda_core.plugins.names import KINDS, cause_text, check_kind, did_you_mean
 from sda_core.plugins.records import (
+    CORE,
     BrokenPlugin,
     Component,
     Conflict,
     Preset,
+    Registered,
+    RegisteredCommand,
     RegisteredComponent,
     RegisteredPreset,
+    holder,
 )
+
+if TYPE_CHECKING:
+    import typer
 
 ENTRY_POINT_GROUP = "sda"
 
 _Registered = TypeVar("_Registered", RegisteredComponent, RegisteredPreset)
+_Given = TypeVar("_Given")
 
 
 class PluginManager:
@@ -40,7 +50,6 @@ class PluginManager:
 
     Attributes:
         broken: Plugins that cannot be used.
-        hook: Calls a hook of all plugins, as in ``manager.hook.sda_run_started(run=run)``.
     """
 
     def __init__(
@@ -51,7 +60,9 @@ class PluginManager:
         self._pluggy = hooks_only()
         self._components: dict[tuple[str, str], list[RegisteredComponent]] = {}
         self._presets: dict[str, list[RegisteredPreset]] = {}
+        self._commands: dict[str, list[RegisteredCommand]] = {}
         self._sources: dict[str, Source] = {}
+        self._left_out: set[tuple[str, str]] = set()
         self.broken: list[BrokenPlugin] = []
         if entry_points is None:
             entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
@@ -61,11 +72,6 @@ class PluginManager:
             self.register(plugin, name)
 
     @property
-    def hook(self) -> pluggy.HookRelay:
-        """Calls a hook of all plugins."""
-        return self._pluggy.hook
-
-    @property
     def distributions(self) -> dict[str, str]:
         """Names and versions of the distributions whose plugins work."""
         return {s.distribution: s.version for s in self._sources.values()}
@@ -73,9 +79,10 @@ class PluginManager:
     @property
     def conflicts(self) -> list[Conflict]:
         """Names that several plugins claim."""
-        claims: list[tuple[str, str, Sequence[RegisteredComponent | RegisteredPreset]]] = [
+        claims: list[tuple[str, str, Sequence[Registered]]] = [
             *((kind, name, found) for (kind, name), found in self._components.items()),
             *(("preset", name, found) for name, found in self._presets.items()),
+            *(("command", name, found) for name, found in self._commands.items()),
         ]
         return [Conflict(k, name, tuple(found)) for k, name, found in claims if len(found) > 1]
 
@@ -112,8 +119,8 @@ class PluginManager:
         """
         if kind is not None:
             check_kind(kind)
-        single = [found[0] for found in self._components.values() if len(found) == 1]
-        chosen = [c for c in single if kind in (None, c.kind)]
+        held = map(holder, self._components.values())
+        chosen = [c for c in held if c is not None and kind in (None, c.kind)]
         return sorted(chosen, key=lambda c: (KINDS.index(c.kind), c.name))
 
     def component(self, kind: str, name: str) -> RegisteredComponent:
@@ -156,7 +163,8 @@ class PluginManager:
 
     def presets(self) -> list[RegisteredPreset]:
         """The presets that can be picked, by name."""
-        return sorted((p[0] for p in self._presets.values() if len(p) == 1), key=lambda p: p.name)
+        held = map(holder, self._presets.values())
+        return sorted((p for p in held if p is not None), key=lambda p: p.name)
 
     def preset(self, name: str) -> RegisteredPreset:
         """Find a preset.
@@ -167,43 +175,97 @@ class PluginManager:
         """
         return self._pick("preset", name, self._presets)
 
-    def add_cli_commands(self, app: Any) -> None:
-        """Let each plugin add its commands; one that fails is noted as broken."""
-        for implementation in self.hook.sda_cli_commands.get_hookimpls():
-            try:
-                implementation.function(*(app for _ in implementation.argnames))
-            except Exception as error:  # noqa: BLE001 - a plugin can fail in any way
-                self._break(self._sources[implementation.plugin_name], error)
+    def add_cli_commands(self, app: typer.Typer) -> None:
+        """Let each plugin add its commands, but none that is there or that another plugin adds.
 
-    def implementations(
-        self, hook: str, arguments: Mapping[str, Any]
-    ) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """The implementations of a hook one by one, for where one that fails must not end all.
+        A plugin that fails is noted as broken, and a command that is refused as a conflict.
+
+        Args:
+            app: The command line, with the core's commands.
+        """
+        import typer
+
+        from sda_core.plugins.commands import add, command_names, pieces
+
+        for name in command_names(app):
+            version = importlib.metadata.version(CORE)
+            self._commands[name] = [RegisteredCommand(CORE, version, name, "sda_core.cli")]
+        given: list[tuple[typer.Typer, list[str]]] = []
+        for found in self._implementations("sda_cli_commands"):
+            source = self._sources[found.plugin_name]
+            own = typer.Typer()  # of the plugin alone, so that it can change nothing of others
+            try:
+                with contained():
+                    found.function(*(own for _ in found.argnames))
+                    named = [(piece, command_names(piece)) for piece in pieces(own)]
+            except Exception as error:  # noqa: BLE001 - a plugin can fail in any way
+                self._break(source, error)
+                continue
+            given += named
+            origin = (source.distribution, source.version)
+            for name in (name for _, names in named for name in names):
+                claim = RegisteredCommand(*origin, name, source.entry_point)
+                self._commands.setdefault(name, []).append(claim)
+        for piece, names in given:
+            if all(len(self._commands[name]) == 1 for name in names):
+                add(piece, app)
+
+    def call(
+        self, hook: str, use: Callable[[Any], _Given] = lambda given: given, **arguments: Any
+    ) -> list[_Given]:
+        """Call a hook of all plugins.
+
+        A plugin that fails, or gives what cannot be used, is left out of this hook from then on,
+        with a warning. What :meth:`with_plugins` adds is the caller's own: its errors pass.
 
         Args:
             hook: Name of the hook.
-            arguments: What it is called with.
+            use: What is done with what a plugin gives.
+            arguments: What the hook is called with.
 
-        Yields:
-            The name of the plugin, and a function that calls its implementation.
+        Returns:
+            What ``use`` makes of what the plugins give, other than None.
         """
-        for found in getattr(self.hook, hook).get_hookimpls():
-            yield (
-                found.plugin_name,
-                partial(found.function, *(arguments[a] for a in found.argnames)),
-            )
+        used = []
+        for found in self._implementations(hook):
+            if (found.plugin_name, hook) in self._left_out:
+                continue
+            ask = partial(found.function, *(arguments[a] for a in found.argnames))
+            if found.plugin_name not in self._sources:
+                given = ask()
+                used += [] if given is None else [use(given)]
+                continue
+            try:
+                with contained():
+                    given = ask()
+                    used += [] if given is None else [use(given)]
+            except Exception as error:  # noqa: BLE001 - a plugin can fail in any way
+                self._left_out.add((found.plugin_name, hook))
+                origin = self._sources[found.plugin_name].origin
+                warnings.warn(
+                    f"{hook} of plugin {found.plugin_name} ({origin}) failed and is left out from "
+                    f"now on: {cause_text(error)}",
+                    PluginWarning,
+                    stacklevel=2,
+                )
+        return used
+
+    def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
+        """The implementations of a hook, in the order of calling them."""
+        return getattr(self._pluggy.hook, hook).get_hookimpls()[::-1]
 
     def _add(self, source: Source) -> None:
         # A plugin is tried on a manager of its own: what is wrong with it cannot touch the others.
         alone = hooks_only()
         try:
-            plugin = source.load()
-            check_interface(plugin, source)
-            alone.register(plugin)
-            check_hooks(alone, plugin)
-            components = collect(alone, "sda_register_components", Component)
-            presets = collect(alone, "sda_register_presets", Preset)
-            self._pluggy.register(plugin, source.key)
+            with contained():
+                plugin = source.load()
+                check_interface(plugin, source)
+                alone.register(plugin)
+                check_hooks(alone, plugin)
+                components = collect(alone, "sda_register_components", Component)
+                presets = collect(alone, "sda_register_presets", Preset)
+                self._pluggy.register(plugin, source.key)
         except Exception as error:  # noqa: BLE001 - a plugin can fail in any way
             self._break(source, error)
             return
@@ -222,8 +284,8 @@ class PluginManager:
 
     def _pick(self, kind: str, name: str, by_name: Mapping[str, list[_Registered]]) -> _Registered:
         found = by_name.get(name, [])
-        if len(found) == 1:
-            return found[0]
+        if (held := holder(found)) is not None:
+            return held
         if found:
             raise PluginError(str(Conflict(kind, name, tuple(found))))
         installed = ", ".join(sorted(by_name)) or "none"

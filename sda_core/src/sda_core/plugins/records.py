@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import importlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
 from sda_core.errors import PluginError
+from sda_core.plugins.guard import contained
 from sda_core.plugins.names import cause_text, check_kind
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
+#: The distribution whose names no other can take.
+CORE = "sda-core"
+
+_text = attrs.validators.instance_of(str)
+
 
 def _module_and_class(component: Component, attribute: attrs.Attribute[str], target: str) -> None:
+    _text(component, attribute, target)
     module, _, qualname = target.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), *qualname.split("."))):
         raise PluginError(
@@ -44,9 +51,9 @@ class Component:
     """
 
     kind: str = attrs.field(validator=lambda _instance, _attribute, kind: check_kind(kind))
-    name: str
+    name: str = attrs.field(validator=_text)
     target: str = attrs.field(validator=_module_and_class)
-    summary: str = ""
+    summary: str = attrs.field(default="", validator=_text)
 
     def load(self) -> Any:
         """Import the target."""
@@ -82,9 +89,9 @@ class Preset:
         summary: One line for tables.
     """
 
-    name: str
+    name: str = attrs.field(validator=_text)
     path: Path | Traversable = attrs.field(converter=_as_file)
-    summary: str = ""
+    summary: str = attrs.field(default="", validator=_text)
 
 
 def presets(package: str, table: Mapping[str, str]) -> list[Preset]:
@@ -140,7 +147,8 @@ class RegisteredComponent(Origin):
         """
         what = f"{self.kind} {self.name!r} of {self.origin} (target {self.source!r})"
         try:
-            target = self.component.load()
+            with contained():
+                target = self.component.load()
         except Exception as error:
             raise PluginError(
                 f"{what} cannot be imported: {cause_text(error)}. Upgrade or "
@@ -181,7 +189,7 @@ class RegisteredPreset(Origin):
         """
         try:
             return self.preset.path.read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise PluginError(
                 f"preset {self.name!r} of {self.origin} cannot be read: {cause_text(error)}. "
                 f"Upgrade or reinstall {self.distribution}"
@@ -200,6 +208,24 @@ class RegisteredPreset(Origin):
                 f"preset {self.name!r} of {self.origin} is not valid TOML: {error}. "
                 f"Upgrade or reinstall {self.distribution}"
             ) from error
+
+
+@attrs.frozen
+class RegisteredCommand(Origin):
+    """A command of ``sda`` and the distribution it came from.
+
+    Attributes:
+        name: Its name.
+        source: Where it comes from: the entry point's value, or a module.
+    """
+
+    name: str
+    source: str
+
+
+#: What plugins claim the names of.
+Registered = RegisteredComponent | RegisteredPreset | RegisteredCommand
+_Registered = TypeVar("_Registered", bound=Registered)
 
 
 @attrs.frozen
@@ -224,18 +250,26 @@ class BrokenPlugin(Origin):
 
 @attrs.frozen
 class Conflict:
-    """A name that several plugins claim, so that it stands for none of their components.
+    """A name that several distributions claim: it is the core's, or stands for none of theirs.
 
     Attributes:
-        kind: Kind of the component, or ``"preset"``.
+        kind: Kind of the component, ``"preset"`` or ``"command"``.
         name: The name.
         claimants: Who claims it.
     """
 
     kind: str
     name: str
-    claimants: tuple[RegisteredComponent | RegisteredPreset, ...]
+    claimants: tuple[Registered, ...]
 
     def __str__(self) -> str:
         claims = " and by ".join(f"{c.origin} ({c.source})" for c in self.claimants)
-        return f"{self.kind} {self.name!r} is claimed by {claims}: uninstall all but one"
+        held = holder(self.claimants)
+        outcome = "uninstall all but one" if held is None else f"that of {CORE} is used"
+        return f"{self.kind} {self.name!r} is claimed by {claims}: {outcome}"
+
+
+def holder(claimants: Sequence[_Registered]) -> _Registered | None:
+    """Whose a name is: the core's, or that of the only one who claims it."""
+    core = [c for c in claimants if c.distribution == CORE]
+    return core[0] if core else claimants[0] if len(claimants) == 1 else None

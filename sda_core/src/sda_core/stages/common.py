@@ -34,7 +34,7 @@ def sampling_steps(run: Run, label: str, *, hook: bool = True) -> Iterator[OnSte
         def on_step(step: int, num_steps: int) -> None:
             report(step, num_steps)
             if hook:
-                run.manager.hook.sda_sampling_step(run=run, step=step, num_steps=num_steps)
+                run.manager.call("sda_sampling_step", run=run, step=step, num_steps=num_steps)
 
         yield on_step
 

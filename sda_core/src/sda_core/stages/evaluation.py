@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sda_core.errors import DataError
 from sda_core.evaluation.denoiser import Denoised, denoise, denoising_scores
-from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.evaluation.scores import evaluate_ensemble, plugin_scores
 from sda_core.evaluation.verification import departures, observation_scores
 from sda_core.experiment import Experiment, Run
 from sda_core.io import xarray as xarray_io
@@ -59,8 +59,7 @@ def evaluate(
 
     def scores_of(ensemble: Tensor) -> dict[str, float]:
         scores = evaluate_ensemble(problem, ensemble, ensembles.get("reference"))
-        for more in run.manager.hook.sda_scores(problem=problem, ensemble=ensemble):
-            scores |= more
+        scores |= plugin_scores(run.manager, problem, ensemble)
         if problem.matched is not None:
             scores |= observation_scores(problem.matched, ensemble)
         return scores

@@ -174,10 +174,10 @@ class MainRank:
         if self.settings.sample_every and event.epoch % self.settings.sample_every == 0:
             values |= self._samples()
         run.log_values("epoch", event.epoch, event.step, values)
-        run.manager.hook.sda_epoch_ended(run=run, metrics=metrics)
+        run.manager.call("sda_epoch_ended", run=run, metrics=metrics)
         if event.valid_loss is None:
             return None
-        reasons = run.manager.hook.sda_stop_training(run=run, metrics=metrics)
+        reasons = run.manager.call("sda_stop_training", str, run=run, metrics=metrics)
         return next((r for r in [*reasons, self._out_of_patience()] if r is not None), None)
 
     def _out_of_patience(self) -> str | None:
@@ -222,7 +222,7 @@ class MainRank:
         )
         self._write_history()
         self._written = time.monotonic()
-        self.run.manager.hook.sda_checkpoint_written(run=self.run, path=path)
+        self.run.manager.call("sda_checkpoint_written", run=self.run, path=path)
 
     def _write_history(self) -> None:
         write_json(self.run.directory / "history.json", history_columns(self.trainer.history))

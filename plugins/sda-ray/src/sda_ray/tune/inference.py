@@ -13,7 +13,7 @@ from typing import Any
 from sda_core import stages
 from sda_core.errors import SweepError
 from sda_core.evaluation.denoiser import variable_scores
-from sda_core.evaluation.scores import evaluate_ensemble
+from sda_core.evaluation.scores import evaluate_ensemble, plugin_scores
 from sda_core.experiment import Experiment, Run
 from sda_core.io import xarray as xarray_io
 from sda_core.io.files import write_text
@@ -75,8 +75,7 @@ def _scores(
     if context.reference(number).is_file():
         reference = xarray_io.load_array(context.reference(number), "sweep")
     scores = evaluate_ensemble(problem, x, reference)
-    for more in run.manager.hook.sda_scores(problem=problem, ensemble=x):
-        scores |= more
+    scores |= plugin_scores(run.manager, problem, x)
     assert problem.truth is not None  # since it is a trajectory of the test split
     scores |= variable_scores(problem.system.spec.variable_names, x.mean(0), problem.truth)
     if context.metric not in scores:
