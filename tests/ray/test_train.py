@@ -32,10 +32,9 @@ from sda_core.experiment import Experiment, load_experiment
 from sda_core.plugins import default_manager, hookimpl
 from sda_ray.cluster import Ray
 from sda_ray.connection import on_loopback
-from sda_ray.resources import WorkerResources
+from sda_ray.remote import get_work
 from sda_ray.tune.callbacks import forwarding
 from sda_ray.tune.study import Study
-from sda_ray.worker import _work
 
 from .test_cluster import _children, _listening
 
@@ -152,7 +151,7 @@ def wait_for_ever(channel: WorkerChannel) -> None:
 
 
 def test_what_is_not_there_is_refused(ray: Ray) -> None:
-    with pytest.raises(ClusterError, match=r"3 workers of 1 CPUs each.*2 CPUs .*room for 2: ask"):
+    with pytest.raises(ClusterError, match=r"3 workers of 1 CPUs each.*2 CPUs .*fits 2: ask"):
         list(ray.run_distributed(everything, workers=3))
     with pytest.raises(ClusterError, match=r"2 workers of 1 CPUs and 0.5 GPUs each.*0 GPUs"):
         list(ray.run_distributed(everything, workers=2, gpus_per_worker=0.5))
@@ -161,34 +160,9 @@ def test_what_is_not_there_is_refused(ray: Ray) -> None:
         list(ray.run_distributed(lambda channel: lock.acquire(), workers=2))
 
 
-def test_a_cluster_that_can_grow_is_waited_for(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
-    most = {"CPU": 3.0}
-    state = module._private.state.state
-    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: most)
-    assert WorkerResources(3, 1.0, None).checked() == WorkerResources(3, 1.0, 0.0)
-    with pytest.raises(ClusterError, match="room for 2"):
-        WorkerResources(4, 1.0, None).checked()
-    monkeypatch.setattr(module, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 3.0})
-    most["GPU"] = 3.0
-    assert WorkerResources(3, 1.0, None).checked() == WorkerResources(3, 1.0, 1.0)
-
-
-def test_workers_that_do_not_start(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.train.v2.api.exceptions import ControllerError
-
-    from sda_ray import trainer
-
-    def fit(self: Any) -> None:
-        raise ControllerError(RuntimeError("first line\nno package torch"))
-
-    monkeypatch.setattr(trainer.TorchTrainer, "fit", fit)
-    with pytest.raises(ClusterError, match=r"do not start; .*need. Ray says: no package torch$"):
-        trainer.fit(None, print, WorkerResources(2, 1.0, 0.0), 0)
-
-
 def test_work_that_cannot_be_read(ray: Ray) -> None:
     with pytest.raises(ClusterError, match=r"cannot read the work; .* says: .*not here"):
-        _work([module.put(_Unreadable())])
+        get_work([module.put(_Unreadable())])
 
 
 class _Unreadable:
@@ -203,7 +177,7 @@ def fail_to_read() -> None:
 def test_a_trial_that_has_no_room_is_refused(ray: Ray, tmp_path: Path) -> None:
     experiment = tiny(*SWEEP, "sweep.workers_per_trial=3")
     assert experiment.sweep is not None
-    with pytest.raises(ClusterError, match=r"room for 2: .*\(sweep.workers_per_trial, sweep.cpus"):
+    with pytest.raises(ClusterError, match=r"fits 2: .*\(sweep.workers_per_trial, sweep.cpus"):
         experiment.sweep.run(experiment, tmp_path / "study", progress=False)
     assert not (tmp_path / "study").exists()
 
@@ -265,7 +239,9 @@ def test_workers_that_do_not_start_in_time(ray: Ray) -> None:
     """They are started anew, and then told of."""
     other = Ray().run_distributed(wait_for_ever, workers=2)
     next(other)
-    told = pytest.raises(ClusterError, match=r"not start within 2 s \(cluster.start_timeout\), 2 t")
+    told = pytest.raises(
+        ClusterError, match=r"within 2 s \(cluster.start_timeout\).*restarted 1 times"
+    )
     with told, pytest.warns(UserWarning, match="did not start within 2 s"):
         list(Ray(retries=1, start_timeout=2.0).run_distributed(everything, workers=2))
     other.close()
@@ -313,7 +289,7 @@ def test_a_lost_process_costs_what_was_not_saved(ray: Ray, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_processes_that_are_lost_too_often(ray: Ray) -> None:
     lost = pytest.raises(
-        ClusterError, match=r"started anew 1 times \(cluster.retries\).*Ray says: "
+        ClusterError, match=r"a worker was lost .*restarted 1 times \(cluster.retries\)"
     )
     with lost, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -321,27 +297,8 @@ def test_processes_that_are_lost_too_often(ray: Ray) -> None:
 
 
 @pytest.mark.slow
-def test_a_group_without_its_runner(ray: Ray) -> None:
-    def runners() -> list[int]:
-        running = _children(os.getpid())
-        return [p for p in running if b"_Runner.run" in Path(f"/proc/{p}/cmdline").read_bytes()]
-
-    with closing(ray.run_distributed(wait_for_ever, workers=2)) as told:
-        process = next(told)
-        (runner,) = runners()
-        os.kill(runner, signal.SIGKILL)
-        with pytest.raises(
-            ClusterError, match=r"process that runs the workers was lost.*Ray says: "
-        ):
-            next(told)
-    wait_for(lambda: not Path(f"/proc/{process}").exists())
-    # Another one has room.
-    assert len(list(ray.run_distributed(everything, workers=2))) == 101
-
-
-@pytest.mark.slow
 def test_an_error_that_cannot_be_sent(ray: Ray) -> None:
-    with pytest.raises(ClusterError, match=r"LocalError.* cannot be sent back"):
+    with pytest.raises(ClusterError, match=r"cannot be sent back: .*LocalError"):
         list(ray.run_distributed(fail_in_some_way, workers=2))
 
 

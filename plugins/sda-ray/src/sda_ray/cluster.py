@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,7 +20,7 @@ from sda_core.config import at_least, component, non_negative, option, positive
 from sda_core.errors import ClusterError
 from sda_ray.connection import in_own_process_group, knock, on_loopback
 from sda_ray.distributed import run_distributed
-from sda_ray.resources import WorkerResources, hide_gpus
+from sda_ray.remote import WorkerResources, get_work, hide_gpus, put_work, result_of
 from sda_ray.sync import sync_directory
 
 T = TypeVar("T")
@@ -131,10 +130,7 @@ class Ray(Cluster):
             import ray
 
             self._check_gpus()
-            try:
-                sent = ray.put(work)
-            except (TypeError, pickle.PicklingError) as error:
-                raise ClusterError(f"the work cannot be sent to the cluster: {error}") from error
+            sent = put_work(work)
             remote: Any = ray.remote(_do).options(
                 num_cpus=1, num_gpus=self.task_gpus, max_retries=self.retries
             )
@@ -143,7 +139,7 @@ class Ray(Cluster):
 
             def give() -> None:
                 number, task = waiting.popleft()
-                running[remote.remote([sent], task, self.task_gpus > 0)] = number
+                running[remote.remote(sent, task, self.task_gpus > 0)] = number
 
             for _ in range(min(workers, len(waiting))):
                 give()
@@ -204,34 +200,20 @@ class Ray(Cluster):
             )
 
     def _result(self, reference: Any) -> Any:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import RayError
 
         try:
-            return ray.get(reference)
+            return result_of(reference)
         except RayError as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            if not isinstance(cause, RayError):
-                raise cause from error
             raise ClusterError(
                 f"a task was lost, and {self.retries} retries of it (cluster.retries); often it "
                 "is out of memory: use fewer workers, or machines with more of it. Ray says: "
-                f"{cause}"
+                f"{error}"
             ) from error
 
 
-#: The work that this process did last, by its reference: it is fetched and unpickled once.
-_kept: dict[Any, Callable[[Any], Any]] = {}
-
-
 def _do(sent: list[Any], task: Any, with_gpu: bool) -> Any:
-    """Do work on a task, in a process of the cluster; references in a list come as they are."""
-    import ray
-
+    """Do work on a task, in a process of the cluster."""
     if not with_gpu:
         hide_gpus()
-    (reference,) = sent
-    if reference not in _kept:
-        _kept.clear()
-        _kept[reference] = ray.get(reference)
-    return _kept[reference](task)
+    return get_work(sent)(task)

@@ -1,48 +1,34 @@
-"""Work that processes of a Ray cluster do as one group, by Ray Train.
+"""Work that processes of a Ray cluster do as one group: actors in a placement group.
 
-Ray Train starts the workers, and all of them anew when one is lost. It is called by a process of
-its own, the runner, so that it can be ended, and its log, its signals and its settings are nobody
-else's. Between the workers and the driver is an actor, the channel. Both hold no CPU.
+All are started again when one is lost. The driver asks rank 0 for its messages, so that nothing
+is between them. Not by Ray Train: its group listens to the whole network, and it keeps what its
+workers had when the driver is killed.
 """
 
 from __future__ import annotations
 
-import _thread
-import os
 import pickle
-import threading
 import time
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from sda_core.cluster import WorkerChannel
-from sda_core.errors import ClusterError
-from sda_ray.channel import Channel, News
-from sda_ray.resources import WorkerResources
-from sda_ray.worker import worker_main
+from sda_core.errors import ClusterError, StoppedError
+from sda_ray.remote import WorkerResources, cluster_state, put_work, result_of
+from sda_ray.worker import Worker
 
-#: Settings of Ray Train, which reads them when it is imported. Results and logs are ours, workers
-#: stay in their folder, and a loss is noticed within about a second.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
-#: Seconds between two polls of the channel, by the driver and by the runner.
-POLL_INTERVAL, RUNNER_POLL_INTERVAL = 0.1, 1.0
+#: Seconds between two questions of the driver.
+POLL_INTERVAL = 0.1
 #: Seconds after which the driver says that it waits for resources.
 WAIT_NOTICE = 60.0
-#: Seconds in which workers must end by themselves.
-GRACE_PERIOD = 30.0
+#: Seconds in which a worker must answer that it is alive.
+_PING_TIMEOUT = 60.0
 
 
-class _NotStarted(Exception):  # noqa: N818 - it is no error yet
-    """The workers did not start in time."""
+class _LostError(Exception):
+    """A worker was lost, or did not start."""
 
 
 def run_distributed(
@@ -56,8 +42,8 @@ def run_distributed(
 
     Args:
         work: What is done.
-        asked: The workers.
-        retries: How often all are started anew, when one is lost or they do not start.
+        asked: The workers. In a trial that has a placement group, they are in that one.
+        retries: How often all are restarted, when one is lost or they do not start.
         start_timeout: Seconds in which they must have started.
         should_stop: Whether the work is to stop.
 
@@ -66,126 +52,126 @@ def run_distributed(
 
     Raises:
         ClusterError: The cluster is too small, or workers do not start or were lost too often.
+        StoppedError: The work was to stop before it had begun.
     """
-    import ray
-
-    try:
-        sent = ray.put(work)
-    except (TypeError, pickle.PicklingError) as error:
-        raise ClusterError(f"the work cannot be sent to the cluster: {error}") from error
-    told = f"{asked.text} did not start within {start_timeout:g} s (cluster.start_timeout)"
-    for _ in range(retries + 1):
+    sent, asked = put_work(work), asked.checked()
+    for left in reversed(range(retries + 1)):
+        group = _Group(asked, start_timeout, should_stop)
         try:
-            yield from _attempt(sent, asked, retries, start_timeout, should_stop)
-        except _NotStarted:
-            warnings.warn(f"{told}: {asked.available()}", stacklevel=3)
+            yield from group.run(sent)
+        except _LostError as lost:
+            if not left:
+                raise ClusterError(
+                    f"{lost}; workers were restarted {retries} times (cluster.retries). Often "
+                    "machines are out of memory or busy, or lack a package: use smaller batches "
+                    "or fewer workers, or look at the machines"
+                ) from lost
+            warnings.warn(f"{lost}; all workers are restarted", stacklevel=3)
         else:
             return
-    raise ClusterError(
-        f"{told}, {retries + 1} times (cluster.retries); {asked.available()}: wait until others "
-        "have ended, ask for fewer or smaller workers, or look at the machines"
-    )
+        finally:
+            group.close()
 
 
-def _attempt(
-    sent: Any,
-    asked: WorkerResources,
-    retries: int,
-    start_timeout: float,
-    should_stop: Callable[[], bool],
-) -> Generator[Any, None, None]:
-    import ray
-    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
-    from ray.exceptions import RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+class _Group:
+    """Workers that were started together."""
 
-    # Where the driver is, and on the head: no other machine can end the group by its loss.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote: Any = ray.remote
-    runner = remote(num_cpus=0, scheduling_strategy=here)(_Runner).remote()
-    channel = remote(
-        num_cpus=0,
-        resources={HEAD_NODE_RESOURCE_NAME: 0.001},
-        scheduling_strategy="DEFAULT",
-        lifetime="detached",  # it outlives a lost driver, to clean up
-    )(Channel).remote()
-    ended = runner.run.remote(channel, [sent], asked, retries)
-    channel.clean_up_after.remote([ended])
-    try:
-        yield from _poll(channel, ended, asked, start_timeout, should_stop)
-    except RayError as error:
-        raise ClusterError(
-            "the process that runs the workers was lost, so they are ended; the same command "
-            f"resumes from what they have saved. Ray says: {' '.join(str(error).split())}"
-        ) from error
-    finally:
-        with suppress(RayError):
-            ray.get(channel.close.remote())
-        ray.wait([ended], timeout=GRACE_PERIOD)
-        for actor in (runner, channel):
-            ray.kill(actor)
+    def __init__(
+        self, asked: WorkerResources, start_timeout: float, should_stop: Callable[[], bool]
+    ) -> None:
+        from ray.util.placement_group import get_current_placement_group, placement_group
 
+        self.asked, self._start_timeout, self._should_stop = asked, start_timeout, should_stop
+        self.workers: list[Any] = []
+        current = get_current_placement_group()
+        self._owns = current is None
+        self._placement: Any = current or placement_group(asked.bundles, strategy="PACK")
 
-def _poll(
-    channel: Any,
-    ended: Any,
-    asked: WorkerResources,
-    start_timeout: float,
-    should_stop: Callable[[], bool],
-) -> Generator[Any, None, None]:
-    """Give what rank 0 sends, and say what goes wrong, to the end."""
-    import ray
-    from ray.exceptions import RayTaskError
+    def run(self, sent: list[Any]) -> Generator[Any, None, None]:
+        """Start them, and yield what rank 0 sends, to the end."""
+        try:
+            ended = self._start(sent)
+            yield from self._poll(ended)
+        except Exception as error:
+            if (cause := self._loss(error)) is None:
+                raise
+            raise _LostError(f"a worker was lost ({cause})") from error
 
-    since, has_noticed, has_stopped = time.monotonic(), False, False
-    while True:
-        if not has_stopped and should_stop():
-            has_stopped = True
-            channel.stop.remote()
-        is_over = bool(ray.wait([ended], timeout=POLL_INTERVAL)[0])
-        news: News = ray.get(channel.take.remote())
-        for message in news.messages:
-            yield pickle.loads(message)
-        if news.error is not None:
-            raise pickle.loads(news.error)
-        for loss in news.losses:
-            since, has_noticed = time.monotonic(), False
-            warnings.warn(f"a worker was lost ({loss})", stacklevel=3)
-        if is_over:
-            try:
-                ray.get(ended)
-            except RayTaskError as error:
-                raise error.cause from error
-            return
-        waited = 0.0 if news.is_running else time.monotonic() - since
-        if waited > start_timeout:
-            raise _NotStarted
-        if waited > WAIT_NOTICE and not has_noticed:
-            has_noticed = True
-            warnings.warn(f"waiting for {asked.text}: {asked.available()}", stacklevel=3)
+    def close(self) -> None:
+        """End them."""
+        import ray
 
+        for worker in self.workers:
+            ray.kill(worker)
+        if self._owns:
+            ray.util.remove_placement_group(self._placement)
 
-class _Runner:
-    """Calls Ray Train; an actor."""
+    def _start(self, sent: list[Any]) -> list[Any]:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Strategy
 
-    def run(self, channel: Any, sent: list[Any], asked: WorkerResources, retries: int) -> None:
-        """Have the work done.
+        since = time.monotonic()
+        self._wait(since, lambda: self._placement.wait(POLL_INTERVAL))
+        remote: Any = ray.remote(Worker)
+        self.workers = [
+            remote.options(
+                max_concurrency=2,  # one thread for the work, and one for the driver
+                num_cpus=self.asked.cpus,
+                num_gpus=self.asked.gpus,
+                scheduling_strategy=Strategy(self._placement, rank),
+            ).remote(self.asked, rank)
+            for rank in range(self.asked.number)
+        ]
+        address = self.workers[0].listen.remote()
+        started = [address, *(worker.take.remote() for worker in self.workers)]
+        self._wait(
+            since,
+            lambda: not ray.wait(started, num_returns=len(started), timeout=POLL_INTERVAL)[1],
+        )
+        for reference in started:
+            ray.get(reference)
+        return [worker.run.remote(sent, address) for worker in self.workers]
 
-        Raises:
-            ClusterError: The cluster is too small, or workers were lost too often.
-        """
-        asked = asked.checked()
-        os.environ.update(_ENVIRONMENT)
-        from sda_ray.trainer import fit
+    def _wait(self, since: float, is_ready: Callable[[], bool]) -> None:
+        """Wait until something is ready, but not for ever."""
+        has_noticed = False
+        while not is_ready():
+            waited = time.monotonic() - since
+            if self._should_stop():
+                raise StoppedError(f"stopped before {self.asked} had started")
+            if waited > self._start_timeout:
+                raise _LostError(
+                    f"{self.asked} did not start within {self._start_timeout:g} s "
+                    f"(cluster.start_timeout): {cluster_state()}"
+                )
+            if waited > WAIT_NOTICE and not has_noticed:
+                has_noticed = True
+                warnings.warn(f"waiting for {self.asked}: {cluster_state()}", stacklevel=6)
 
-        threading.Thread(target=_interrupt_when_closed, args=(channel,), daemon=True).start()
-        fit(channel, partial(worker_main, channel, sent, asked), asked, retries)
+    def _poll(self, ended: list[Any]) -> Generator[Any, None, None]:
+        import ray
 
+        has_stopped = False
+        while ended:
+            if not has_stopped and self._should_stop():
+                has_stopped = True
+                for worker in self.workers:
+                    worker.stop.remote()
+            done, ended = ray.wait(ended, timeout=POLL_INTERVAL)
+            for message in ray.get(self.workers[0].take.remote()):
+                yield pickle.loads(message)
+            for reference in done:
+                result_of(reference)
 
-def _interrupt_when_closed(channel: Any) -> None:
-    """Do what Ctrl-C does to Ray Train, once nobody wants the workers any more."""
-    import ray
+    def _loss(self, error: Exception) -> str | None:
+        """Why an error says that a worker is lost: itself, or because another one is."""
+        import ray
+        from ray.exceptions import RayError
 
-    while not ray.get(channel.is_closed.remote()):
-        time.sleep(RUNNER_POLL_INTERVAL)
-    _thread.interrupt_main()  # processes of Ray get no signal SIGINT
+        if isinstance(error, _LostError | StoppedError):
+            return None
+        if not isinstance(error, RayError):
+            with suppress(RayError):
+                ray.get([w.__ray_ready__.remote() for w in self.workers], timeout=_PING_TIMEOUT)
+                return None
+        return " ".join(str(error).split())

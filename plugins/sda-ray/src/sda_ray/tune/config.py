@@ -28,7 +28,7 @@ from sda_core.errors import ConfigError
 from sda_core.experiment import Experiment
 from sda_core.io.progress import ProgressOption
 from sda_core.sweep import Sweep
-from sda_ray.resources import WorkerResources
+from sda_ray.remote import WorkerResources
 from sda_ray.tune.search_space import Space, leaves
 
 

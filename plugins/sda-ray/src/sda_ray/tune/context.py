@@ -22,7 +22,7 @@ from sda_core.experiment import Experiment
 from sda_core.io.files import file_lock
 from sda_core.plugins import default_manager, hookimpl
 from sda_ray.cache import cache_dir
-from sda_ray.resources import WorkerResources
+from sda_ray.remote import WorkerResources
 from sda_ray.storage import download, upload
 from sda_ray.tune.search_space import Space
 

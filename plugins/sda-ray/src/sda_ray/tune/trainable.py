@@ -28,7 +28,7 @@ from sda_core.experiment import Experiment, Run
 from sda_core.model import TrainedModel
 from sda_core.plugins import default_manager
 from sda_ray.cluster import Ray
-from sda_ray.resources import WorkerResources, exit_with_raylet, hide_gpus
+from sda_ray.remote import WorkerResources, exit_with_raylet, hide_gpus
 from sda_ray.storage import upload
 from sda_ray.sync import WorkerCopy, synced
 from sda_ray.tune.callbacks import (

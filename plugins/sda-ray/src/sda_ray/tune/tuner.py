@@ -188,7 +188,7 @@ class _Sweep:
                 search_alg=None if population else searcher,
                 scheduler=scheduler,
                 num_samples=1 if population else -1,
-                max_concurrent_trials=_concurrency(sweep),
+                max_concurrent_trials=sweep.concurrency,
                 reuse_actors=False,  # the memory of a GPU is freed with the process
             ),
             run_config=tune.RunConfig(
@@ -236,16 +236,8 @@ class _Sweep:
         return int(parameters.get("train.epochs", self.experiment.train.epochs))
 
 
-def _resources(sweep: RayTune) -> dict[str, float]:
-    """What the process of a trial has."""
-    if sweep.workers_per_trial > 1:
-        return {"memory": 1.0}  # a byte: its workers have the CPUs, and Tune takes no empty request
-    return {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}
-
-
-def _concurrency(sweep: RayTune) -> int | None:
-    """How many trials there are at a time: as many as fit with all their workers."""
+def _resources(sweep: RayTune) -> Any:
+    """What a trial has: its process, or its workers, whose process needs nothing."""
     if sweep.workers_per_trial == 1:
-        return sweep.concurrency
-    capacity = max(1, sweep.workers.capacity() // sweep.workers_per_trial)
-    return min(capacity, sweep.concurrency or capacity)
+        return {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}
+    return tune.PlacementGroupFactory([{}, *sweep.workers.bundles])
