@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
+import attrs
 import pytest
 import torch
 
-from sda_core.errors import AssimilationError, AssimilationWarning
-from sda_core.method import EnsembleSampler
-from sda_core.method.divergence import LIMIT, DivergenceMonitor
+from sda_core.config import structure
+from sda_core.data import Standardization
+from sda_core.errors import AssimilationError, AssimilationWarning, DataError
+from sda_core.guidance import Guidance
+from sda_core.method import SDA, EnsembleSampler, Method
+from sda_core.method.divergence import LIMIT, DivergenceMonitor, warn_out_of_range
 from sda_core.random import MemberNoise, seeded_generator
 from sda_core.sampler import DDPM, DPMSolver
 from sda_core.schedule import VP
@@ -127,3 +134,63 @@ def test_an_untrained_network_diverges_nowhere() -> None:
     model = gaussian_problem(length=4).model
     x = EnsembleSampler(model, SAMPLER, SHAPE, 0, guide=guide).sample()
     assert 100 < model.standardization.to_model(x).std() < 2000
+
+
+def _posterior(std: float, gamma: float) -> list[str]:
+    """What is warned of the posterior of a linear-Gaussian problem, the guidance too strong."""
+    problem = gaussian_problem(length=9, std=std)
+    guidance = structure(Guidance, {"name": "gaussian", "gamma": gamma})
+    method = SDA(problem.model, sampler=DDPM(steps=64), guidance=guidance)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        method.assimilate(problem.problem, 64, 0, progress=False)
+    return [str(w.message) for w in heard if w.category is AssimilationWarning]
+
+
+def test_absurd_members_below_the_limit_of_divergence() -> None:
+    beyond, missed = _posterior(0.01, 0.3)
+    assert re.search(r"^\d\d of 64 members \(first: \[.*values of u that are absurd", beyond)
+    assert re.search(r"misses its observations by 2e\+03 errors.* 64 of 64", missed)
+    (missed,) = _posterior(0.1, 0.03)
+    assert "errors (root mean square" in missed
+    assert _posterior(0.4, 0.03) == []
+
+
+def test_the_range_of_the_data_is_by_variable_and_place() -> None:
+    names, extremes = ("u", "v"), ((-40.0, -1.0), (40.0, 1.0))
+    scaling = Standardization((0.0, 0.0), (1.0, 1.0), 2, extremes)
+    x = torch.zeros(3, 2, 2, 4, 5)
+    x[0, 1, 0, 2, 3] = 119.0  # 80 wide
+    x[2, 0, 1, 1, 0] = -2.9  # 2 wide
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_out_of_range(x, scaling, names)
+    for value in (-3.1, torch.nan):
+        x[2, 0, 1, 1, 0] = value
+        with pytest.warns(AssimilationWarning, match=r"1 of 3 .*\[2\].* values of v that"):
+            warn_out_of_range(x, scaling, names)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("method", ["sda", "particle-filter", "interpolation"])
+def test_values_that_are_not_finite_are_left_out(method: str, value: float) -> None:
+    exact = gaussian_problem(length=9, std=0.1)
+    y = exact.problem.y.clone()
+    y[1] = value
+    with pytest.warns(AssimilationWarning, match="1 of 5 observed values are not finite"):
+        problem = attrs.evolve(exact.problem, y=y)
+    entries = torch.arange(5) != 1
+    seen = exact.problem.observation.select(entries)
+    without = attrs.evolve(exact.problem, observation=seen, y=y.flatten()[entries])
+    parts = {
+        "model": exact.model,
+        "sampler": SAMPLER,
+        "guidance": structure(Guidance, {"name": "mmps"}),
+    }
+    chosen = structure(Method, {"name": method})
+    chosen = attrs.evolve(chosen, **parts) if chosen.needs_model else chosen
+    x = chosen.draw(problem, 8, 0)
+    assert torch.equal(x, chosen.draw(without, 8, 0))
+    assert x.isfinite().all()
+    with pytest.raises(DataError, match="none of the 5"):
+        attrs.evolve(exact.problem, y=torch.full_like(y, value))

@@ -83,9 +83,7 @@ def test_errors() -> None:
     filter_ = ParticleFilter(particles=8)
     with pytest.raises(AssimilationError, match="9 members cannot be drawn from 8 particles"):
         filter_.draw(problem, 9, 0)
-    hopeless = Problem(
-        system=problem.system, observation=problem.observation, y=problem.y * float("inf")
-    )
+    hopeless = Problem(system=problem.system, observation=problem.observation, y=problem.y + 1e200)
     with pytest.raises(
         AssimilationError, match=r"no particle is compatible .* time index 0.*now 8"
     ):

@@ -92,7 +92,7 @@ class TrainedModel:
         kernel: Configuration of the network.
         denoiser: The denoiser of windows.
         spec: What the states are, with mean and std.
-        provenance: Where it comes from, free-form.
+        provenance: Where it comes from, free-form; ``"extremes"`` are those of the training data.
     """
 
     config: ModelConfig
@@ -138,7 +138,8 @@ class TrainedModel:
     @property
     def standardization(self) -> Standardization:
         """The map between physical units and model space."""
-        return Standardization.from_spec(self.spec)
+        scaling = Standardization.from_spec(self.spec)
+        return attrs.evolve(scaling, extremes=self.provenance.get("extremes"))
 
     @property
     def schedule(self) -> Schedule:

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from sda_core.data.standardization import Moments, Standardization
+from sda_core.data.standardization import Extremes, Moments, Standardization
 from sda_core.errors import DataError, ShapeError
 from sda_core.system import SystemSpec
 
@@ -21,10 +21,12 @@ class ArrayStore:
     Attributes:
         x: The trajectories in physical units, float32, (N, L, C, \*S).
         spec: What the states are, with mean and std.
+        extremes: Least and greatest value of each variable, if known.
     """
 
     x: Tensor
     spec: SystemSpec
+    extremes: Extremes | None = None
     path: str = "the arrays"
     split: str = "train"
     measured: None = None
@@ -86,12 +88,12 @@ def from_arrays(x: Any, spec: SystemSpec) -> ArrayStore:
             f"trajectories have values that are not finite, in {len(bad)} of {len(values)}, the "
             f"first are {bad[:8]}: leave these out, or fill them"
         )
+    moments = Moments(len(spec.variables))
+    for trajectory in values:
+        moments.update(trajectory.numpy())
     if spec.mean is None or spec.std is None:
-        moments = Moments(len(spec.variables))
-        for trajectory in values:
-            moments.update(trajectory.numpy())
         spec = attrs.evolve(spec, mean=moments.mean, std=moments.std)
     constant = [n for n, s in zip(spec.variable_names, spec.std or (), strict=True) if not s > 0]
     if constant:
         raise DataError(f"the variables {constant} never change: leave them out")
-    return ArrayStore(values, spec)
+    return ArrayStore(values, spec, moments.extremes)

@@ -22,8 +22,8 @@ a Fletcher-32 checksum that HDF5 checks whenever it reads the chunk.
 The root's attributes are a :class:`StoreInfo`: the :class:`Recipe` (all that the numbers depend
 on, and its hash ``data_id``, the same in the files of a data set), the split, the variables with
 their units, the time step, the statistics ``mean`` and ``std`` that map states to model space,
-those of this split's own states (``measured_mean`` and ``measured_std``; older files are without
-them), and the versions of the software. ``attributes_crc32`` guards them whenever a file is opened.
+those of this split's own states (``measured_mean`` and so on; older files are without them), and
+the versions of the software. ``attributes_crc32`` guards them whenever a file is opened.
 The file ends with a seal of 12 bytes behind the end of the HDF5 data: ``SDACRC32`` and the
 little-endian CRC-32 of all bytes before.
 
@@ -50,6 +50,9 @@ SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
 #: Names in a file that a grid axis cannot have.
 RESERVED_NAMES = ("x", "trajectory", "time", "variable", "crc32")
+
+
+_MEASURED = ("measured_mean", "measured_std", "measured_minimum", "measured_maximum")
 
 
 @attrs.frozen
@@ -172,6 +175,8 @@ class StoreInfo:
         standardization_source: Where these come from: "system" or "train" (the training split).
         measured_mean: Mean of each variable over this split's own states; None in older files.
         measured_std: Their standard deviation, likewise.
+        measured_minimum: Their least value, likewise.
+        measured_maximum: Their greatest value, likewise.
         created_by: Versions of the software that made the data.
     """
 
@@ -182,6 +187,8 @@ class StoreInfo:
     created_by: dict[str, str]
     measured_mean: tuple[float, ...] | None = None
     measured_std: tuple[float, ...] | None = None
+    measured_minimum: tuple[float, ...] | None = None
+    measured_maximum: tuple[float, ...] | None = None
 
     @property
     def data_id(self) -> str:
@@ -206,7 +213,7 @@ class StoreInfo:
     def attributes(self) -> dict[str, Any]:
         """The attributes of the file's root."""
         spec, recipe = self.spec, self.recipe
-        measured = {"measured_mean": self.measured_mean, "measured_std": self.measured_std}
+        measured = {key: getattr(self, key) for key in _MEASURED}
         return {
             "schema_version": recipe.schema_version,
             "data_id": self.data_id,
@@ -261,7 +268,7 @@ class StoreInfo:
             ),
             standardization_source=a["standardization_source"],
             created_by=json.loads(a["created_by"]),
-            **{key: tuple(a[key]) for key in ("measured_mean", "measured_std") if key in a},
+            **{key: tuple(a[key]) for key in _MEASURED if key in a},
         )
 
 

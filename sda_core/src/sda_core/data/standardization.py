@@ -17,6 +17,16 @@ def _vector(value: object) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
 
 
+#: Least and greatest value of each variable.
+Extremes = tuple[tuple[float, ...], tuple[float, ...]]
+#: Standard deviations from the mean beyond which a state is absurd, where no range is known.
+LIMIT = 10.0
+
+
+#: Standard deviations from the mean beyond which a state is absurd, where no range is known.
+LIMIT = 10.0
+
+
 @attrs.frozen(eq=False)
 class Standardization:
     r"""z = (x - mean) / std for each variable; training and inference both use this one.
@@ -25,6 +35,7 @@ class Standardization:
         mean: Mean of each variable in physical units, (C,).
         std: Standard deviation of each variable, likewise; positive.
         grid_rank: Number of grid axes after the variables.
+        extremes: Least and greatest value of each variable in the training data, if known.
 
     Raises:
         ConfigError: mean and std differ in length, or a std is not a positive number.
@@ -33,6 +44,7 @@ class Standardization:
     mean: Tensor = attrs.field(converter=_vector)
     std: Tensor = attrs.field(converter=_vector)
     grid_rank: int = 0
+    extremes: Extremes | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
@@ -59,6 +71,20 @@ class Standardization:
                 "the spec of a data store, which takes them from the training data"
             )
         return cls(spec.mean, spec.std, len(spec.axes))
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        r"""The values beyond which a state is absurd: the lower and the upper ones, (C, 1...).
+
+        The range of the training data, extended on both sides by its width; where it is not known,
+        :data:`LIMIT` standard deviations about the mean.
+        """
+        if self.extremes is None:
+            lower, upper = self.mean - LIMIT * self.std, self.mean + LIMIT * self.std
+        else:
+            least, most = map(torch.tensor, self.extremes)
+            lower, upper = 2 * least - most, 2 * most - least
+        shape = (-1, *(1,) * self.grid_rank)
+        return lower.reshape(shape), upper.reshape(shape)
 
     def _like(self, value: Tensor, x: Tensor) -> Tensor:
         C, rank = len(value), self.grid_rank
@@ -89,7 +115,7 @@ class Standardization:
 
 
 class Moments:
-    """Mean and variance per variable, one trajectory after another, in float64.
+    """Mean, variance and range per variable, one trajectory after another, in float64.
 
     Groups are merged by the formula of Chan, Golub and LeVeque, "Updating formulae and a pairwise
     algorithm for computing sample variances" (1979), which does not cancel.
@@ -99,6 +125,8 @@ class Moments:
         self._count = 0
         self._mean = np.zeros(variables)
         self._m2 = np.zeros(variables)
+        self._minimum = np.full(variables, np.inf)
+        self._maximum = np.full(variables, -np.inf)
 
     def update(self, x: np.ndarray) -> None:
         r"""Take in a trajectory of shape (L, C, \*S)."""
@@ -110,6 +138,8 @@ class Moments:
         self._mean += delta * count / total
         self._m2 += m2 + delta**2 * self._count * count / total
         self._count = total
+        self._minimum = np.minimum(self._minimum, flat.min(1))
+        self._maximum = np.maximum(self._maximum, flat.max(1))
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -120,3 +150,10 @@ class Moments:
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each variable (of the population)."""
         return tuple(np.sqrt(self._m2 / max(self._count, 1)).tolist())
+
+    @property
+    def extremes(self) -> Extremes | None:
+        """Least and greatest value of each variable; None before the first trajectory."""
+        if not self._count:
+            return None
+        return tuple(self._minimum.tolist()), tuple(self._maximum.tolist())

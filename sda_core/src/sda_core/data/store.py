@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sda_core.data.base import Problem, StoreInfo, StoreProblemError
 from sda_core.data.hdf5 import DAMAGE, REGENERATE, open_file, read_info
-from sda_core.data.standardization import Standardization
+from sda_core.data.standardization import Extremes, Standardization
 from sda_core.errors import DataError
 from sda_core.system import SystemSpec
 
@@ -68,6 +68,12 @@ class TrajectoryStore:
         if info.split == info.standardization_source:  # all there is in an older file
             mean, std = info.spec.mean, info.spec.std
         return None if mean is None or std is None else (mean, std)
+
+    @property
+    def extremes(self) -> Extremes | None:
+        """Least and greatest value of each variable in the file, if it states them."""
+        least, greatest = self.info.measured_minimum, self.info.measured_maximum
+        return None if least is None or greatest is None else (least, greatest)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -159,6 +159,10 @@ def _statistics(moments: Moments, info: StoreInfo) -> Iterator[Found]:
     ]
     if info.split == info.standardization_source:
         claims += [("mean", info.spec.mean, moments.mean), ("std", info.spec.std, moments.std)]
+    if moments.extremes is not None:
+        least, greatest = moments.extremes
+        claims += [("measured minimum", info.measured_minimum, least)]
+        claims += [("measured maximum", info.measured_maximum, greatest)]
     for name, stored, actual in claims:
         if stored is None:  # in an older file
             continue

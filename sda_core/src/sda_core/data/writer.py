@@ -115,6 +115,7 @@ class SplitWriter:
         crc32 = self._file.create_dataset("crc32", data=self._crc32, fletcher32=True)
         crc32.attrs["long_name"] = _text("CRC-32 of the trajectory's little-endian bytes")
         crc32.dims[0].attach_scale(self._file["trajectory"])
+        least, greatest = self.moments.extremes or (None, None)
         attributes = StoreInfo(
             recipe=self.recipe,
             split=self.split,
@@ -123,6 +124,8 @@ class SplitWriter:
             created_by=created_by,
             measured_mean=self.moments.mean,
             measured_std=self.moments.std,
+            measured_minimum=least,
+            measured_maximum=greatest,
         ).attributes()
         for key, value in attributes.items():
             self._file.attrs[key] = _text(value) if isinstance(value, str) else value

@@ -5,6 +5,7 @@ All methods solve the same :class:`Problem`, so that they are compared on the sa
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -15,15 +16,16 @@ import xarray as xr
 from torch import Tensor
 
 from sda_core.config import component
-from sda_core.errors import ShapeError
+from sda_core.data import Standardization
+from sda_core.errors import AssimilationWarning, DataError, ShapeError
 from sda_core.io.progress import reporting_steps
 from sda_core.io.xarray import trajectories
+from sda_core.method.divergence import warn_misfit, warn_out_of_range
 from sda_core.observation import MatchedObservations, ObservationModel
 from sda_core.system import System
 
 if TYPE_CHECKING:
     from sda_core.cluster import Cluster
-    from sda_core.data import Standardization
     from sda_core.denoiser import Denoiser
     from sda_core.method.ensemble import Ensemble
 
@@ -41,6 +43,10 @@ class Problem:
 
     Raises:
         ShapeError: y does not have the shape that the operator gives.
+        DataError: No value of y is finite.
+
+    Values of y that are not finite are missing: they are left out, with an ``AssimilationWarning``,
+    and the observation is then flat, (n,).
     """
 
     system: System
@@ -55,6 +61,18 @@ class Problem:
                 f"the observation has the shape {tuple(self.y.shape)}, but the operator gives "
                 f"{tuple(self.observation.shape)} for trajectories of {self.length} states"
             )
+        finite = self.y.isfinite()
+        if finite.all():
+            return
+        if not finite.any():
+            raise DataError(f"none of the {self.y.numel()} observed values is finite")
+        warnings.warn(
+            f"{int((~finite).sum())} of {self.y.numel()} observed values are not finite: left out",
+            AssimilationWarning,
+            stacklevel=3,
+        )
+        object.__setattr__(self, "observation", self.observation.select(finite))
+        object.__setattr__(self, "y", self.y[finite])
 
     @property
     def length(self) -> int:
@@ -162,7 +180,22 @@ class Method(ABC):
         """
         with reporting_steps(progress, "assimilating") as on_step:
             x = self.draw(problem, members, seed, Execution(on_step=on_step))
+        self.check_plausible(problem, x)
         return trajectories(x, problem.system.spec).rename("posterior")
+
+    def check_plausible(self, problem: Problem, x: Tensor) -> None:
+        r"""Warn of members that are absurd, and of observations that are missed by far.
+
+        Args:
+            problem: The problem.
+            x: The posterior ensemble in physical units, (M, L, C, \*S).
+        """
+        model, spec = getattr(self, "model", None), problem.system.spec
+        if model is not None:
+            warn_out_of_range(x, model.standardization, spec.variable_names)
+        elif spec.mean is not None and spec.std is not None:
+            warn_out_of_range(x, Standardization.from_spec(spec), spec.variable_names)
+        warn_misfit(problem.observation, problem.y, x, guided=model is not None)
 
     @abstractmethod
     def draw(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from sda_core.data import Standardization
 from sda_core.errors import AssimilationWarning, DivergedMembersError
+from sda_core.observation import ObservationModel
 from sda_core.schedule.base import Schedule
 
 #: How often a member is drawn at most.
@@ -17,6 +19,15 @@ ATTEMPTS = 4
 #: A member has run away where |x_t| / alpha is above this many times the largest sigma / alpha.
 #: Noise that nothing is taken from, as by an untrained network, stays well below.
 LIMIT = 100.0
+
+
+#: Root-mean-square misfit of a posterior, in errors, above which it says little of the states.
+MISFIT_LIMIT = 3.0
+
+_ADVICE = (
+    "The guidance may be too strong for the number of steps: use more steps or weaker guidance (a "
+    "larger gamma, of 'gaussian' in squared units of what is observed; 'auto' finds one)"
+)
 
 
 class DivergenceMonitor:
@@ -99,11 +110,53 @@ class RedrawTracker:
         )
         if attempts == ATTEMPTS or len(diverged) > max(1, members // 2):
             raise DivergedMembersError(
-                f"{what}, after {attempts} attempt(s). The guidance is too strong for the "
-                "number of steps: use more steps, a larger gamma, or a smaller tau for corrections"
+                f"{what}, after {attempts} attempt(s). {_ADVICE}, or a smaller tau for corrections"
             )
         warnings.warn(
             f"{what}: drawing them again, attempt {attempts + 1} of {ATTEMPTS}",
+            AssimilationWarning,
+            stacklevel=4,
+        )
+
+
+def warn_out_of_range(x: Tensor, scaling: Standardization, names: Sequence[str]) -> None:
+    r"""Warn of members with states beyond the :meth:`~Standardization.limits` of the data.
+
+    Args:
+        x: The ensemble in physical units, (M, L, C, \*S).
+        scaling: The standardization of the data.
+        names: Names of the variables.
+    """
+    lower, upper = scaling.limits()
+    beyond = torch.stack([_by_variable(~((m >= lower) & (m <= upper))) for m in x])  # (M, C)
+    members = beyond.any(1).nonzero().flatten().tolist()
+    if not members:
+        return
+    of = [name for name, found in zip(names, beyond.any(0).tolist(), strict=True) if found]
+    warnings.warn(
+        f"{len(members)} of {len(x)} members (first: {members[:8]}) have values of "
+        f"{', '.join(of)} that are absurd, far outside of the range of the data: they have "
+        f"diverged. {_ADVICE}; or the model needs more training",
+        AssimilationWarning,
+        stacklevel=4,
+    )
+
+
+def _by_variable(beyond: Tensor) -> Tensor:
+    return beyond.reshape(*beyond.shape[:2], -1).any(2).any(0)
+
+
+def warn_misfit(observation: ObservationModel, y: Tensor, x: Tensor, *, guided: bool) -> None:
+    r"""Warn of an ensemble (M, L, C, \*S) that is far from its observations, (\*obs)."""
+    squares = torch.stack([observation.misfit(y, member.double()).mean() for member in x])
+    misfit = float(squares.mean().sqrt())
+    if not misfit <= MISFIT_LIMIT:
+        far = int((squares.sqrt() > MISFIT_LIMIT).sum())
+        advice = f"{_ADVICE}; or the model needs more training; or the" if guided else "The"
+        warnings.warn(
+            f"the posterior misses its observations by {misfit:.3g} errors (root mean square; 1 "
+            f"is right), {far} of {len(x)} members by more than {MISFIT_LIMIT:g}. {advice} errors "
+            "of the observations may be understated",
             AssimilationWarning,
             stacklevel=4,
         )

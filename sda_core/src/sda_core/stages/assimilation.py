@@ -118,6 +118,7 @@ def assimilate(
                 )
                 method = complete(method, run, model)
                 x = method.draw(problem, experiment.assimilate.members, seed, execution)
+            method.check_plausible(problem, x)
             results["members"] = len(x)
             results |= run.result_numbers("assimilate", problem=problem, posterior=x)
             # Not before, so that they are never those of another posterior than the one there.

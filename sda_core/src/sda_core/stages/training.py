@@ -305,6 +305,7 @@ def _trained(
             "system": unstructure(run.experiment.system, manager=run.manager),
             "train": unstructure(run.experiment.train, manager=run.manager),
             "data_id": main.depends["data_id"],
+            "extremes": TrajectoryStore(split_path(run.data, "train")).extremes,
             "seed": run.train_seed,
             "steps": trainer.step,
             "valid_loss": valid_loss,

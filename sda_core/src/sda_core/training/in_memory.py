@@ -80,5 +80,10 @@ def fit(
             f"the loss of epoch {last.epoch}, the last, is not finite: lower learning_rate, or set "
             "clip_norm"
         )
-    provenance = {"seed": seed, "steps": trainer.step, "valid_loss": last.valid_loss}
+    provenance = {
+        "seed": seed,
+        "steps": trainer.step,
+        "valid_loss": last.valid_loss,
+        "extremes": data.extremes,
+    }
     return attrs.evolve(made, denoiser=trainer.best_denoiser, provenance=provenance)
