@@ -139,7 +139,7 @@ def test_a_changed_description_is_noticed(tmp_path, before, after) -> None:
 @pytest.mark.parametrize("text", ["[]", "null", '"model"', "3"])
 def test_a_description_that_is_no_table(tmp_path, text) -> None:
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises(CheckpointError, match="has schema None"):
+    with pytest.raises(CheckpointError, match=r"cannot be read .*should hold an object"):
         TrainedModel.load(tmp_path)
 
 

@@ -28,11 +28,11 @@ from sda_core.denoiser import (
     ParameterizationName,
     WindowDenoiser,
 )
-from sda_core.errors import CheckpointError, ConfigError, TrainingError
-from sda_core.io.files import plain, replace_file, write_json
+from sda_core.errors import CheckpointError, ConfigError, SDAError, TrainingError
+from sda_core.io.files import plain, read_json, replace_file, write_json
 from sda_core.kernel import Kernel, WindowShape
 from sda_core.plugins import default_manager
-from sda_core.plugins.names import did_you_mean
+from sda_core.plugins.names import cause_text, did_you_mean
 from sda_core.schedule import Schedule
 from sda_core.system import Axis, SystemSpec, Variable
 
@@ -217,10 +217,10 @@ class TrainedModel:
         if not path.is_file():
             raise CheckpointError(f"there is no model in {directory} (no {path.name}): train first")
         try:
-            description = json.loads(path.read_text())
-        except ValueError as error:
+            description = read_json(path)
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}): train again") from error
-        schema = description.get("schema") if isinstance(description, dict) else None
+        schema = description.get("schema")
         if schema not in (2, MODEL_SCHEMA):
             raise CheckpointError(
                 f"{path} has schema {schema}, and this version of sda-core reads 2 and "
@@ -233,6 +233,20 @@ class TrainedModel:
                 "they were written (their checksum differs). Write it again from the training's "
                 "checkpoint with `sda train`, or copy it anew from where it came from"
             )
+        try:
+            return cls._of(description, directory, config)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, SDAError):
+                raise
+            raise CheckpointError(
+                f"{path} does not describe a model ({cause_text(error)}): train again"
+            ) from error
+
+    @classmethod
+    def _of(
+        cls, description: Mapping[str, Any], directory: Path, config: ModelConfig | None
+    ) -> TrainedModel:
+        """The model that a description is of, with the weights in a directory."""
         saved: ModelConfig = structure(ModelConfig, description["model"], path="model")
         config = config or saved
         for key in ("window", "parameterization", "context"):

@@ -16,9 +16,10 @@ import typer
 
 from sda_core import __version__
 from sda_core.cli import composition, data, doctor, info, list_, presets, stages
-from sda_core.cli.output import warn_of_broken
+from sda_core.cli.output import printable, warn_of_broken
 from sda_core.errors import SDAError, StoppedError
 from sda_core.plugins import PluginManager, default_manager
+from sda_core.plugins.names import cause_text
 
 _DEBUG = "SDA_DEBUG"
 
@@ -52,7 +53,7 @@ def make_app(manager: PluginManager) -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``sda``; errors that the library raises on purpose are shown without traceback."""
+    """Run ``sda``; errors of the user or the machine, which are no bugs, have no traceback."""
     try:
         manager = default_manager()
         app = make_app(manager)
@@ -61,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(130)  # as shells report a command stopped by Ctrl-C
-    except SDAError as error:
+    except (SDAError, OSError, MemoryError) as error:
         if os.environ.get(_DEBUG) == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        text = str(error) if isinstance(error, SDAError) else cause_text(error)
+        print(f"error: {printable(text)}", file=sys.stderr)
         sys.exit(2)

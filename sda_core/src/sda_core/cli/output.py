@@ -54,6 +54,11 @@ def echo(line: str, *, end: str = "\n") -> None:
     print(line, file=_results, end=end)
 
 
+def printable(text: str) -> str:
+    """A text in which characters that would control the terminal are escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 def console() -> Console:
     """A console for results."""
     from rich.console import Console

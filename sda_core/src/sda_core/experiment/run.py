@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from sda_core.config import differences, dump_toml, unstructure
 from sda_core.errors import ConfigError, DataError
 from sda_core.experiment.configuration import Experiment
 from sda_core.experiment.stage import STAGES
-from sda_core.io.files import plain, write_json, write_text
+from sda_core.io.files import plain, read_events, read_json, sha256, write_json, write_text
 from sda_core.io.progress import ProgressOption
 from sda_core.model import device
 from sda_core.plugins import PluginManager, default_manager
@@ -44,6 +45,14 @@ class Run:
     progress: ProgressOption = True
     _sessions: TrackerSet | None = attrs.field(default=None, init=False)
     _unstructured: dict[str, Any] | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.directory.is_dir() and (self.directory.exists() or self.directory.is_symlink()):
+            what = "a file" if self.directory.exists() else "a link to nothing"
+            raise ConfigError(
+                f"the run directory {self.directory} is {what}: give a folder (--dir), which need "
+                "not exist"
+            )
 
     @property
     def data(self) -> Path:
@@ -96,11 +105,43 @@ class Run:
         return self._unstructured
 
     def is_done(self, stage: str) -> bool:
-        """Whether a stage has been done with the present configuration, and its result is there."""
+        """Whether a stage has been done with the present configuration, and its result is whole."""
         if not STAGES[stage].exists_in(self.directory):
             return False
         done = self.provenance()["stages"].get(stage, {})
-        return bool(done.get("fingerprint") == self.fingerprint(stage))
+        return done.get("fingerprint") == self.fingerprint(stage) and not self.damaged(stage)
+
+    def damaged(self, stage: str) -> list[str]:
+        """The results of a stage that are missing, or not as it wrote them, by their SHA-256."""
+        recorded = self.provenance()["stages"].get(stage, {}).get("sha256", {})
+        return [n for n in STAGES[stage].sealed if n in recorded and self._sha256(n) != recorded[n]]
+
+    def check_whole(self, stage: str) -> None:
+        """Refuse the results of a stage that are not as it wrote them.
+
+        Raises:
+            DataError: Some are not.
+        """
+        if damaged := self.damaged(stage):
+            raise DataError(
+                f"{', '.join(damaged)} in {self.directory} is damaged: its SHA-256 is not the one "
+                f"that was recorded when `sda {stage}` wrote it. Run `sda {stage}` again, or copy "
+                "it anew from where it came from"
+            )
+
+    def seal(self, stage: str) -> None:
+        """Record the SHA-256 of the results of a stage that is done."""
+        record = self.provenance()
+        record["stages"][stage]["sha256"] = self._sealed(stage)
+        write_json(self.directory / "provenance.json", record)
+
+    def _sealed(self, stage: str) -> dict[str, str]:
+        found = {name: self._sha256(name) for name in STAGES[stage].sealed}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _sha256(self, name: str) -> str | None:
+        path = self.directory / name
+        return sha256(path) if path.exists() else None
 
     def check_earlier(self, stage: str) -> None:
         """Refuse results of earlier stages that were made with another configuration.
@@ -133,11 +174,12 @@ class Run:
             DataError: The file cannot be read.
         """
         path = self.directory / "provenance.json"
-        if not path.is_file():
+        if not path.exists():
             return {"stages": {}}
         try:
-            record: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
+            record = read_json(path)
+            _check_stages(record.get("stages"))
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"{path} cannot be read ({error}): delete it, and finished stages will be checked "
                 "and done again where needed"
@@ -173,6 +215,7 @@ class Run:
             "fingerprint": self.fingerprint(name),
             "settings": self.settings(name),
             **results,
+            "sha256": self._sealed(name),
         }
         write_json(self.directory / "provenance.json", record)
         self.log({"event": name, **results})
@@ -227,12 +270,10 @@ class Run:
         A line that was cut short, by a kill, is dropped too.
         """
         path = self.directory / "metrics.jsonl"
-        if not path.is_file():
-            return
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if _is_kept(line, step)]
-        if kept != lines:
-            write_text(path, "".join(kept))
+        events = read_events(path)
+        kept = [line for line, event in events if event is not None and _step(event) <= step]
+        if len(kept) < len(events):
+            write_text(path, b"".join(kept).decode())
 
     def versions(self) -> dict[str, str]:
         """Versions of the distributions that registered components, or compute the system."""
@@ -262,11 +303,20 @@ def _values(given: Mapping[str, Any]) -> dict[str, Value]:
     return {str(name): value for name, value in given.items()}
 
 
-def _is_kept(line: str, step: int) -> bool:
-    if not line.endswith("\n"):
-        return False
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return False
-    return not isinstance(event, dict) or event.get("step", 0) <= step
+def _check_stages(stages: Any) -> None:
+    """Check that the record of stages is one that was written here.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
+        raise ValueError("its 'stages' are no table of tables")
+    for name, stage in stages.items():
+        for key in ("settings", "sha256"):
+            if not isinstance(stage.get(key, {}), dict):
+                raise ValueError(f"its stages.{name}.{key} is no table")
+
+
+def _step(event: Mapping[str, Any]) -> float:
+    step = event.get("step", 0)
+    return step if isinstance(step, int | float) else math.inf

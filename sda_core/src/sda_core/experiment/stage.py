@@ -24,6 +24,8 @@ class Stage:
         ignored: By table, keys that do not change the result: how fast it is made, or how the model
             is composed afterwards.
         results: What it leaves in the run directory; without one of these it is not done.
+        sealed: Files and folders of its results whose SHA-256 is kept. Those of data are in their
+            files, and checked as they are read.
         needed: Whether an experiment needs it.
     """
 
@@ -33,6 +35,7 @@ class Stage:
     after: tuple[str, ...] = ()
     ignored: Mapping[str, tuple[str, ...]] = {}
     results: tuple[str, ...]
+    sealed: tuple[str, ...] = ()
     needed: Callable[[Experiment], bool] = lambda experiment: True
 
     @property
@@ -84,6 +87,7 @@ STAGES = {
                 ),
             },
             results=("model/model.json",),
+            sealed=("model",),
             needed=_is_trained,
         ),
         Stage(
@@ -93,6 +97,7 @@ STAGES = {
             after=("train",),
             ignored={"model": ("chunk_size",)},
             results=("samples.nc",),
+            sealed=("samples.nc",),
             needed=lambda e: _needs_model(e) and e.sample is not None,
         ),
         Stage(
@@ -106,6 +111,7 @@ STAGES = {
                 "assimilate": ("checkpoint_minutes",),
             },
             results=("posterior.nc", "posterior.zarr"),
+            sealed=("posterior.nc", "posterior.zarr"),
         ),
         Stage(
             name="evaluate",
@@ -113,6 +119,7 @@ STAGES = {
             tables=("evaluate",),
             after=("sample", "assimilate"),
             results=("report.html",),
+            sealed=("metrics.json", "report.html", "baseline.nc", "reference.nc"),
         ),
     )
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from sda_core.figures.base import OBSERVED, POSTERIOR, REFERENCE, SEQUENTIAL, STYLE, Picture
+from sda_core.io.files import read_events
 from sda_core.training.meter import LEVELS
 
 #: Points that a curve of reports has at most; more of them are averaged, since each is noisy.
@@ -72,13 +72,9 @@ def write_learning_curve(directory: Path) -> Path | None:
 
 
 def _read(log: Path) -> Iterable[dict[str, Any]]:
-    """The events of a log; lines that a kill cut short are left out."""
-    for line in log.read_text().splitlines() if log.is_file() else ():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "step" in event:
+    """The events of a log that have a step."""
+    for _, event in read_events(log):
+        if event is not None and isinstance(event.get("step"), int):
             yield event
 
 
@@ -94,7 +90,7 @@ def _by_step(events: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]
 
 def _curve(events: Iterable[Mapping[str, Any]], name: str) -> np.ndarray:
     """Steps, and the values that are there, (2, n)."""
-    pairs = [(e["step"], e[name]) for e in events if e.get(name) is not None]
+    pairs = [(e["step"], e[name]) for e in events if isinstance(e.get(name), int | float)]
     return np.array(pairs, dtype=float).reshape(-1, 2).T
 
 
@@ -113,7 +109,7 @@ def _draw_losses(
         axis.plot(*valid, color=REFERENCE, marker=_dot(valid), ms=3, label="validation")
     if np.isfinite(valid[1]).any():
         step, loss = valid[:, np.nanargmin(valid[1])]
-        epoch = next(e["epoch"] for e in epochs if e["step"] == step)
+        epoch = next(e.get("epoch") for e in epochs if e["step"] == step)
         label = f"best: {loss:.3g}, epoch {epoch}"
         axis.plot(step, loss, "*", ms=11, color=OBSERVED, mec="white", zorder=5, label=label)
     _scale(axis, [training, valid])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -112,6 +113,44 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file and rename it into place; numbers that are not finite become null."""
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not JSON, nested too deep, or no object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, and should hold an object")
+    return value
+
+
+def read_events(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a log of JSON objects, and what each holds; None for one that is damaged."""
+    found: list[tuple[bytes, dict[str, Any] | None]] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+        event = None
+        with suppress(ValueError, RecursionError):
+            event = json.loads(line) if line.endswith(b"\n") else None
+        found.append((line, event if isinstance(event, dict) else None))
+    return found
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files in a folder."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{part.relative_to(path).as_posix()} {sha256(part)}\n".encode())
+    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:

@@ -41,6 +41,7 @@ def evaluate(
 
     run = Run(experiment, directory, progress=progress)
     run.check_earlier("evaluate")
+    run.check_whole("assimilate")
     config = experiment.evaluate
     problem = make_problem(run)
     posterior = xarray_io.result(run.directory / "posterior.nc")
@@ -98,6 +99,7 @@ def evaluate(
         every = scores | ({"model": denoising_scores(denoised)} if denoised else {})
         write_json(run.directory / "metrics.json", every)
     write_report(run, problem, ensembles, scores, denoised)
+    run.seal("evaluate")
     return every
 
 

@@ -208,7 +208,7 @@ def _last_values(run: Run) -> dict[str, Any] | None:
         file.seek(max(0, path.stat().st_size - _TAIL))
         lines = file.read().decode(errors="replace").splitlines()
     for line in reversed(lines):
-        with suppress(ValueError):  # cut short
+        with suppress(LookupError, TypeError, ValueError):  # cut short
             values: dict[str, Any] = json.loads(line)
             if values["event"] in ("report", "epoch") and "loss" in values:
                 return values

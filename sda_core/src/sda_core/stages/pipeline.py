@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
+from sda_core.errors import DataError
 from sda_core.experiment import STAGES, Experiment, Run
-from sda_core.io.progress import ProgressOption
+from sda_core.io.files import read_json
+from sda_core.io.progress import ProgressOption, announce
 
 
 def run(
     experiment: Experiment, directory: str | Path, *, progress: ProgressOption = True
 ) -> dict[str, dict[str, float]]:
     """Do all stages that have not been done with the present configuration.
+
+    A stage whose result is damaged is done again, which gives the same numbers. Not so the training
+    if no checkpoint is left, from which the model is written again: it may have taken days.
 
     Args:
         experiment: The experiment.
@@ -23,13 +26,25 @@ def run(
 
     Returns:
         The scores, as of :func:`evaluate`.
+
+    Raises:
+        DataError: The model is damaged, and there is no checkpoint.
     """
     record = Run(experiment, directory, progress=progress)
     experiment.require("method", "a run")
     for stage in STAGES.values():
-        if stage.needed(experiment) and not record.is_done(stage.name):
-            stage.function(experiment, directory, progress=progress)
-    scores: dict[str, Any] = json.loads((record.directory / "metrics.json").read_text())
+        if not stage.needed(experiment) or record.is_done(stage.name):
+            continue
+        if stage.exists_in(record.directory) and (damaged := record.damaged(stage.name)):
+            if stage.name == "train" and record.checkpoints.newest() is None:
+                record.check_whole(stage.name)
+            announce(progress, f"{', '.join(damaged)} is damaged: {stage.name} is done again")
+        stage.function(experiment, directory, progress=progress)
+    metrics = record.directory / "metrics.json"
+    try:
+        scores = read_json(metrics)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{metrics} cannot be read ({error}): run `sda evaluate` again") from error
     # What is not finite is null in the file.
     return {
         ensemble: {name: math.nan if v is None else v for name, v in values.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -10,9 +9,18 @@ from typing import Any
 
 import attrs
 
-from sda_core.errors import CheckpointError, ConfigError, SDAError, StoppedError, TrainingError
+from sda_core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    SDAError,
+    StoppedError,
+    TrainingError,
+)
 from sda_core.experiment import Experiment, Run
+from sda_core.io.files import read_json
 from sda_core.io.progress import ProgressOption, announce
+from sda_core.plugins.names import cause_text
 from sda_core.stages.parallel_seeds import train_in_parallel
 from sda_core.stages.simulation import simulate
 from sda_core.stages.training import train
@@ -46,20 +54,30 @@ class Member:
 
     @classmethod
     def of(cls, run: Run) -> Member:
-        """What the run directory of a member says."""
-        done = run.provenance()["stages"]["train"]
-        history = json.loads((run.directory / "history.json").read_text())
-        steps = [b - a for a, b in zip([0, *history["step"]], history["step"], strict=False)]
-        rates = zip(steps, history["steps_per_second"], strict=True)
-        losses = zip(history["valid_loss"], history["epoch"], strict=True)
-        best = min(((loss, epoch) for loss, epoch in losses if loss is not None), default=None)
-        return cls(
-            directory=run.directory,
-            steps=done["steps"],
-            valid_loss=done["valid_loss"],
-            best_epoch=best[1] if best else None,
-            seconds=sum(n / rate for n, rate in rates),
-        )
+        """What the run directory of a member says.
+
+        Raises:
+            DataError: Its records cannot be read.
+        """
+        path = run.directory / "history.json"
+        try:
+            done, history = run.provenance()["stages"]["train"], read_json(path)
+            steps = [b - a for a, b in zip([0, *history["step"]], history["step"], strict=False)]
+            rates = zip(steps, history["steps_per_second"], strict=True)
+            losses = zip(history["valid_loss"], history["epoch"], strict=True)
+            best = min(((loss, epoch) for loss, epoch in losses if loss is not None), default=None)
+            return cls(
+                directory=run.directory,
+                steps=done["steps"],
+                valid_loss=done["valid_loss"],
+                best_epoch=best[1] if best else None,
+                seconds=sum(n / rate for n, rate in rates),
+            )
+        except (ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+            raise DataError(
+                f"the records of {run.directory} cannot be read ({cause_text(error)}): delete "
+                f"{path}, and train again"
+            ) from error
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
