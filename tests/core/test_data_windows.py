@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sda_core.data import TrajectoryStore, WindowDataset, windows as windows_module
 from sda_core.data.prefetch import prefetch
-from sda_core.data.windows import available_memory
 from sda_core.errors import DataError
+from sda_core.io.available_memory import _free_in_groups, available_memory
 from sda_core.training import Group
 
 from .data_systems import Swing, Walk, make
@@ -235,10 +235,10 @@ def test_memory_that_a_control_group_leaves(tmp_path, monkeypatch) -> None:
         (folder / "memory.stat").write_text(f"anon {5 * 2**30}\nfile {2**30}\n")
     groups = tmp_path / "cgroup"
     groups.write_text("0::/jobs/job\n")
-    assert windows_module._free_in_groups(groups, tmp_path)[1:] == [3 * 2**30]
+    assert _free_in_groups(groups, tmp_path)[1:] == [3 * 2**30]
     assert available_memory() > 0
     groups.write_text("1:memory:/elsewhere\n")
-    assert windows_module._free_in_groups(groups, tmp_path) == [sys.maxsize]
+    assert _free_in_groups(groups, tmp_path) == [sys.maxsize]
 
 
 @pytest.mark.parametrize("place", ["cpu", None])

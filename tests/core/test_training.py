@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sda_core import threads
 from sda_core.config import structure
 from sda_core.data import TrajectoryStore, WindowDataset
 from sda_core.denoiser import WindowDenoiser
@@ -106,6 +108,37 @@ def test_it_depends_on_its_seed_alone(windows) -> None:
     assert torch.equal(state, torch.random.manual_seed(0).get_state())
     assert _same(runs[0], runs[1])
     assert not _same(runs[0], runs[2])
+
+
+def test_measuring_threads_leaves_no_trace(windows, monkeypatch) -> None:
+    class Norm(Network):
+        def __init__(self, dropout) -> None:
+            super().__init__(dropout)
+            self.layers[1] = nn.BatchNorm1d(32)
+
+    monkeypatch.setitem(globals(), "Network", Norm)
+    monkeypatch.setattr(threads, "_MEASURE", 0.01)
+    settings = {"epochs": 2, "dropout": 0.1, "ema": 0.9, "accumulate": 2}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        measured = _trainer(windows, **settings)
+        steps = measured.events()
+        next(steps)
+        assert torch.get_num_threads() == measured.threads
+        resumed = _trainer(windows, **settings)
+        resumed.load_state_dict(*map(copy.deepcopy, measured.state_dict()))
+        list(steps)
+        assert torch.get_num_threads() == 2
+        monkeypatch.setenv("SDA_THREADS", str(measured.threads))
+        torch.set_num_threads(measured.threads)
+        fixed = _trainer(windows, **settings)
+        for trainer in (fixed, resumed):
+            list(trainer.epochs())
+            assert _same(measured, trainer)
+            assert trainer.threads == measured.threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_resuming_keeps_the_memory_layout_of_weights(windows) -> None:

@@ -10,7 +10,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import attrs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +19,6 @@ from sda_core.errors import CheckpointError, ConfigError, DataError, StoppedErro
 from sda_core.experiment import Run
 from sda_core.io.files import file_lock
 from sda_core.stages import parse_seeds, seeds, train_seeds
-from sda_core.stages.parallel_seeds import SeedWorker
 
 SMALL = [
     "data.trajectories=40",
@@ -90,22 +88,6 @@ def test_in_parallel_is_one_after_another(ensemble: Path, tmp_path: Path):
     again = train_seeds(small(), tmp_path, (1, 2), jobs=2, progress=False, resume=True)
     assert list(again) == [1, 2]
     assert (tmp_path / "seed-1" / "metrics.jsonl").stat().st_mtime_ns == before
-
-
-def test_each_worker_keeps_its_threads(tmp_path: Path) -> None:
-    """However many seeds it trains."""
-    work = SeedWorker(tables={1: ({}, tmp_path)}, may_change=(), stop_file=tmp_path, threads=3)
-    before = torch.get_num_threads()
-    try:
-        for _ in range(3):
-            assert work((0, 1)) == (True, "")  # the stop file is there
-        again = attrs.evolve(work, stop_file=tmp_path / "none")
-        for _ in range(3):
-            stopped, reason = again((0, 1))
-            assert (stopped, torch.get_num_threads()) == (False, 3)
-            assert "system" in reason  # the table is empty
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_members_may_be_trained_for_longer(tmp_path: Path):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 from sda_core.plugins import exports
+from sda_core.threads import prepare
 
 if TYPE_CHECKING:
     from sda_core.cli.catalog import (
@@ -113,6 +114,8 @@ if TYPE_CHECKING:
     from sda_core.training import (
         fit as fit,
     )
+
+prepare()
 
 # No name here may be a submodule's: importing the submodule would replace the function.
 __getattr__, __dir__ = exports(

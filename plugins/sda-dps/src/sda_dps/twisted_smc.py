@@ -8,8 +8,10 @@ References:
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from sda_core.method import (
     plan_memory,
 )
 from sda_core.random import MemberNoise, seeded_generator
+from sda_core.threads import ThreadTuner
 from sda_dps.ancestral import AncestralWalk
 from sda_dps.particles import Particles
 from sda_dps.twist import GivesLogLikelihood, log_twist
@@ -120,8 +123,11 @@ class TwistedSMC(GuidedMethod):
             state = particles.state_dict() | {"errors": errors, "variances": variances}
             return state, settings
 
-        with ensemble.checkpoints() as checkpoint:
+        tuner = ThreadTuner(fixed=walk.device.type != "cpu")
+        with ensemble.checkpoints() as checkpoint, tuner:
             for i in range(particles.step, last):
+                tuner.before_step(partial(walk.guide, particles.x, i))
+                began = time.perf_counter()
                 x0, x0_y = walk.guide(particles.x, i)
                 sound = x0.flatten(1).isfinite().all(1)
                 x0[~sound] = 0.0  # a particle that is not finite has no weight from now on
@@ -145,6 +151,7 @@ class TwistedSMC(GuidedMethod):
                 step_w = (shift * (z + shift / 2)).flatten(1).double().sum(1)
                 particles.log_w = particles.log_w - step_w
                 particles.step = i + 1
+                tuner.after_step(time.perf_counter() - began)
                 if execution.on_step:
                     execution.on_step(i + 1, last + 1)
                 checkpoint(progress)
@@ -155,7 +162,7 @@ class TwistedSMC(GuidedMethod):
         particles.resample()
         if execution.on_step:
             execution.on_step(last + 1, last + 1)
-        self._report(particles, execution)
+        self._report(particles, execution, tuner.threads)
         x = posterior.model.standardization.to_physical(particles.draw(members))
         ensemble.write(torch.arange(members), x)
         return ensemble.values
@@ -237,7 +244,7 @@ class TwistedSMC(GuidedMethod):
         variances = [(x[:few] - x0).square().mean(axes, keepdim=True)[0, 0] for x0 in estimates]
         return torch.stack(errors), torch.stack(variances)
 
-    def _report(self, particles: Particles, execution: Execution) -> None:
+    def _report(self, particles: Particles, execution: Execution, threads: int | None) -> None:
         sizes, lost = particles.sizes, particles.lost
         families = len(particles.ancestors.unique())
         line = (
@@ -256,6 +263,7 @@ class TwistedSMC(GuidedMethod):
                     "particles": self.particles,
                     "ancestors": families,
                     "lost": lost,
+                    "threads": threads,
                 }
             )
         if min(sizes) < FEW * self.particles:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sda_core.cli.output import JsonOption, command, console, echo
-from sda_core.cli.stages import Directory, Overrides, Quiet, Source, prepare
+from sda_core.cli.stages import Directory, Overrides, Quiet, Source, Threads, prepare
 
 if TYPE_CHECKING:
     from sda_core.denoiser import FoldName
@@ -36,6 +36,7 @@ def composition(
         float, typer.Option(min=0.0, help="Excess error at which a stride is recommended.")
     ] = 0.01,
     quiet: Quiet = False,
+    threads: Threads = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what composing the windows of a trained model costs, and recommend a stride.

@@ -10,10 +10,18 @@ import typer
 
 from sda_core.cli.output import JsonOption, command, console, echo, print_columns, print_json
 from sda_core.errors import ConfigError
+from sda_core.threads import use
 
 if TYPE_CHECKING:
     from sda_core.cluster import Cluster
     from sda_core.experiment import Experiment
+
+
+def use_threads(threads: int | None) -> None:
+    """Let this command compute with a number of threads."""
+    if threads is not None:
+        use(threads)
+
 
 Source = Annotated[
     str, typer.Argument(help="A preset, a TOML file, a run directory, or a system's name.")
@@ -35,6 +43,16 @@ Workers = Annotated[
 ]
 Address = Annotated[
     str | None, typer.Option(help="Address of the Ray cluster whose processes do the work.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        callback=use_threads,
+        expose_value=False,
+        help="Compute with so many threads; else with as many as are found to be fastest.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
@@ -103,6 +121,7 @@ def run(
     directory: Directory = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
+    threads: Threads = None,
     as_json: JsonOption = False,
     quick: Quick = False,
 ) -> None:
@@ -124,6 +143,7 @@ def simulate(
     directory: Directory = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
+    threads: Threads = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how much data and time it takes, and stop.")
     ] = False,
@@ -153,6 +173,7 @@ def train(
     directory: Directory = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
+    threads: Threads = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from a checkpoint; there must be one.")
     ] = False,
@@ -235,6 +256,7 @@ def sample(
     directory: Directory = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
+    threads: Threads = None,
 ) -> None:
     """Sample trajectories from the learned prior, without observations."""
     loaded, folder = prepare(experiment, directory, overrides)
@@ -249,6 +271,7 @@ def assimilate(
     directory: Directory = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
+    threads: Threads = None,
     workers: Workers = None,
     address: Address = None,
 ) -> None:
@@ -267,6 +290,7 @@ def evaluate(
     directory: Directory = None,
     overrides: Overrides = None,
     quiet: Quiet = False,
+    threads: Threads = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score the posterior, compare it with the reference method, and write the report."""

@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from sda_core.errors import ClusterError
+from sda_core.threads import set_most
 
 A = TypeVar("A")
 
@@ -44,14 +45,14 @@ def serving(
     Args:
         target: The function.
         argument: Its first argument; its second is the other end of the connection.
-        workers: How many such processes there are, for errors.
+        workers: How many such processes there are, which share the threads of this one.
 
     Raises:
         ClusterError: The argument cannot be pickled.
     """
     context = _context()
     ours, theirs = context.Pipe()
-    arguments = (dict(os.environ), target, argument, theirs)
+    arguments = (dict(os.environ), _share_of_threads(workers), target, argument, theirs)
     process = context.Process(target=_begin, args=arguments, daemon=True)
     with ours:
         with sending(workers):
@@ -87,8 +88,15 @@ def _context() -> SpawnContext | ForkServerContext:
     return multiprocessing.get_context("forkserver")
 
 
+def _share_of_threads(workers: int) -> int:
+    import torch  # takes a while
+
+    return max(1, torch.get_num_threads() // workers)
+
+
 def _begin(
     environment: dict[str, str],
+    threads: int,
     target: Callable[[A, Connection], None],
     argument: A,
     connection: Connection,
@@ -96,6 +104,7 @@ def _begin(
     """Call the target, with the environment of the process that asked, and not of the server."""
     os.environ.clear()
     os.environ.update(environment)
+    set_most(threads)
     target(argument, connection)
 
 

@@ -64,10 +64,8 @@ def worker_main(spec: WorkerSpec, connection: Connection) -> None:
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     os.environ["CUDA_VISIBLE_DEVICES"] = spec.gpus
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
-    import torch  # takes a while
-    import torch.distributed as dist
+    import torch.distributed as dist  # takes a while
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // spec.world_size))
     error: Exception | None = None
     try:
         # By a file: a store that listens does so on all addresses of the machine.

@@ -20,7 +20,6 @@ import torch
 
 import sda_core
 from sda_core.cluster import Cluster, Local
-from sda_core.cluster.threads import one_thread
 from sda_core.config import at_least, component, option
 from sda_core.data.base import RESERVED_NAMES, SPLITS, Recipe, size_text, split_path
 from sda_core.data.hdf5 import open_file, read_info
@@ -38,6 +37,7 @@ from sda_core.errors import (
 from sda_core.io.files import sync
 from sda_core.io.progress import ProgressOption, announce, is_shown, reporting
 from sda_core.system import System, SystemSpec, simulate_block
+from sda_core.threads import one_thread
 
 
 @component

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from sda_core.data.prefetch import prefetch
 from sda_core.data.standardization import Standardization
 from sda_core.data.store import TrajectoryStore
 from sda_core.errors import DataError
+from sda_core.io.available_memory import available_memory
 
 LOAD_BYTES = 64 * 2**20
 #: Batches that are read from the file ahead of their use.
@@ -28,45 +26,6 @@ CHECKED_WINDOWS = 256
 #: their own statistics, and any from 0 and 1. Wide, since small splits of slowly mixing systems
 #: differ; a wrong file differs by more.
 TIGHT, WIDE = 0.02, 5.0
-
-
-def available_memory(device: torch.device | str = "cpu") -> int:
-    """Memory of a device, in bytes, that can be had without swapping.
-
-    All there is where that is unknown.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return min(_free_in_system(), *_free_in_groups())
-
-
-def _free_in_groups(
-    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> list[int]:
-    """What the control groups of this process leave it, as containers and batch systems set it."""
-    free = []
-    try:
-        lines = groups.read_text().splitlines()
-        group = next(Path(line[3:]) for line in lines if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return [sys.maxsize]
-    for folder in (group, *group.parents):
-        here = root / folder.relative_to("/")
-        with suppress(OSError, KeyError, ValueError):  # no file, or "max"
-            limit, used = (int((here / f"memory.{n}").read_text()) for n in ("max", "current"))
-            kinds = dict(line.split() for line in (here / "memory.stat").read_text().splitlines())
-            # Cached files count as used, and are given up when memory is wanted.
-            free.append(max(0, limit - used + int(kinds["file"])))
-    return [sys.maxsize, *free]
-
-
-def _free_in_system() -> int:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            table = dict(line.split(":") for line in file)
-        return int(table["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class WindowDataset:

@@ -23,9 +23,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from sda_core.data.windows import available_memory
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser, window_starts
 from sda_core.errors import AssimilationError
+from sda_core.io.available_memory import available_memory
 from sda_core.io.peak_memory import peak_bytes
 
 

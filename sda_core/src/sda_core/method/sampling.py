@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -12,7 +13,6 @@ import attrs
 import torch
 from torch import Tensor
 
-from sda_core.cluster.threads import one_thread
 from sda_core.denoiser import Denoiser, MarkovBlanketDenoiser
 from sda_core.method.base import Execution, PriorModel
 from sda_core.method.divergence import DivergenceMonitor, RedrawTracker
@@ -20,6 +20,7 @@ from sda_core.method.ensemble import Ensemble
 from sda_core.method.memory_plan import free_memory, plan_memory
 from sda_core.random import MemberNoise, seeded_generator
 from sda_core.sampler.base import Sampler, SamplerState
+from sda_core.threads import ThreadTuner, one_thread
 
 #: Members in a batch that is sampled on a cluster, if nothing else is asked for.
 SPREAD_BATCH = 8
@@ -86,8 +87,11 @@ class EnsembleSampler:
         if before and execution.announce:
             execution.announce(_how_far(before))
         drawing = _Drawing(self, execution, ensemble, settings, before)
-        with ensemble.checkpoints() as drawing.checkpoint:
+        with ensemble.checkpoints() as drawing.checkpoint, drawing.threads:
             drawing.tracker.complete(drawing.draw)
+        if execution.record:
+            threads = drawing.threads.threads if execution.cluster is None else 1
+            execution.record({"threads": threads})
         return ensemble.values
 
     def plan(self, settings: Mapping[str, Any], execution: Execution) -> Mapping[str, Any]:
@@ -167,6 +171,8 @@ class _Drawing:
             chunk_size=settings["windows"],
         )
         self.denoiser = self.batches.denoiser()
+        device = sampling.model.device
+        self.threads = ThreadTuner(fixed=device.type != "cpu" or execution.cluster is not None)
 
     def draw(self, numbers: Tensor, attempt: int) -> None:
         """Draw members of these numbers, in the attempt of this number."""
@@ -190,13 +196,24 @@ class _Drawing:
             start = _unpack(self.resumed, noise, monitor, model.device)
         self.resumed = {}  # a later attempt may have a batch of the same numbers
 
+        shape = (len(batch), *self.batches.shape)
+
+        def look_at_threads(x: Tensor, t: Tensor) -> float:
+            with torch.no_grad():
+                self.threads.before_step(partial(self.denoiser, x, t))
+            return time.perf_counter()
+
+        began = look_at_threads(torch.ones(shape), torch.tensor(0.5))
+
         def on_state(state: SamplerState, s: Tensor) -> None:
+            nonlocal began
+            self.threads.after_step(time.perf_counter() - began)
             monitor(state.x, s)
             self.checkpoint(
                 lambda: (self.tracker.tensors | _pack(batch, state, noise, monitor), self.settings)
             )
+            began = look_at_threads(state.x, s)
 
-        shape = (len(batch), *self.batches.shape)
         x = self.batches.sampler.sample(self.denoiser, shape, noise, on_step, on_state, start)
         self._keep(batch, model.standardization.to_physical(x).cpu(), monitor.levels.cpu())
 

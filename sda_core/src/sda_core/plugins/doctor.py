@@ -10,12 +10,14 @@ from collections.abc import Iterator
 import attrs
 
 from sda_core.errors import PluginError
+from sda_core.io.available_memory import available_memory
 from sda_core.plugins import (
     PluginManager,
     RegisteredComponent,
     RegisteredPreset,
     default_manager,
 )
+from sda_core.threads import cores
 
 
 @attrs.frozen
@@ -54,12 +56,6 @@ def doctor(*, manager: PluginManager | None = None) -> list[Finding]:
     ]
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _torch() -> Iterator[Finding]:
     try:
         import torch
@@ -71,11 +67,25 @@ def _torch() -> Iterator[Finding]:
     if torch.backends.mps.is_available():
         devices.append("mps")
     yield Finding("torch", f"{torch.__version__}, devices: {', '.join(devices)}")
-    threads, cores = torch.get_num_threads(), _usable_cores()
-    advice = f"set OMP_NUM_THREADS={cores}: more threads than cores are slower"
-    yield Finding(
-        "threads", f"{threads} on {cores} usable cores", advice if threads > cores else ""
+    yield _threads(torch.get_num_threads())
+
+
+def _threads(threads: int) -> Finding:
+    """How many threads there are, and what they share."""
+    usable, load = cores(), f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    chosen = os.environ.get("SDA_THREADS")
+    how = "as --threads says" if chosen else "each training and sampling takes what is fastest"
+    waiting = os.environ.get("OMP_WAIT_POLICY", "")
+    message = (
+        f"at most {threads}, {how}; {usable} usable of {os.cpu_count()} cores, load {load}, "
+        f"{available_memory() / 2**30:.1f} GiB free, OMP_WAIT_POLICY={waiting}"
     )
+    mend = ""
+    if threads > usable:
+        mend = f"set OMP_NUM_THREADS={usable}: more threads than cores are slower"
+    elif waiting.upper() != "PASSIVE":
+        mend = "unset OMP_WAIT_POLICY: spinning threads are many times slower on a busy machine"
+    return Finding("threads", message, mend)
 
 
 def _hdf5() -> Iterator[Finding]:

@@ -64,7 +64,6 @@ def train_in_parallel(
             },
             may_change=tuple(may_change),
             stop_file=stop_file,
-            threads=max(1, torch.get_num_threads() // jobs),
         )
         with (
             _shown(runs, progress, pass_on),
@@ -90,13 +89,11 @@ class SeedWorker:
         tables: Experiment and run directory of each seed.
         may_change: As for :func:`~sda_core.stages.train`.
         stop_file: Trainings stop when it is there.
-        threads: Threads of each worker.
     """
 
     tables: Mapping[int, tuple[dict[str, Any], Path]]
     may_change: tuple[str, ...]
     stop_file: Path
-    threads: int
 
     def __call__(self, task: tuple[int, int]) -> tuple[bool, str]:
         """Train; give whether it was stopped, and why it failed.
@@ -109,7 +106,6 @@ class SeedWorker:
         log = LogReporter(directory / "train.log", self.stop_file)
         if self.stop_file.exists():
             return True, ""
-        torch.set_num_threads(self.threads)
         if not torch.cuda.is_initialized() and (count := torch.cuda.device_count()) > 1:
             gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus.split(",")[number % count]

@@ -297,7 +297,7 @@ def _trained(
 ) -> TrainedModel:
     """The trained model; what is recorded of the training is added to the results."""
     trainer, valid_loss = main.trainer, main.finish()
-    results |= {"steps": trainer.step, "valid_loss": valid_loss}
+    results |= {"steps": trainer.step, "valid_loss": valid_loss, "threads": trainer.threads}
     trained = attrs.evolve(
         model,
         denoiser=trainer.best_denoiser,

@@ -230,6 +230,7 @@ def _from_2(tensors: dict[str, Tensor], header: dict[str, str]) -> Contents:
         "grad_norm": float("nan"),
         "learning_rate": float("nan"),
         "arithmetic": {},
+        "threads": None,
     }
     tensors = {
         **tensors,

@@ -314,4 +314,5 @@ def _note(trainer: Trainer, event: Any, steps_per_second: float) -> list[str]:
         f"grad {trainer.grad_norm:.2g}",
         f"{steps_per_second * trainer.windows_per_step:,.0f} windows/s",
         f"{memory_in_use(trainer.device) / 2**30:.2f} GiB",
+        f"{trainer.threads} thread{'s' * (trainer.threads != 1)}",
     ]

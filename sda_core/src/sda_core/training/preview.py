@@ -17,8 +17,8 @@ from torch import Generator, Tensor
 
 from sda_core.data import WindowDataset
 from sda_core.data.base import size_text
-from sda_core.data.windows import available_memory
 from sda_core.denoiser import WindowDenoiser
+from sda_core.io.available_memory import available_memory
 from sda_core.io.peak_memory import peak_bytes
 from sda_core.io.progress import duration_text
 from sda_core.system import SystemSpec

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from sda_core.data import WindowDataset
 from sda_core.denoiser import WindowDenoiser
 from sda_core.errors import CheckpointWarning, ConfigError
+from sda_core.threads import ThreadTuner
 from sda_core.training.arithmetic import Arithmetic
 from sda_core.training.averaging import WeightAverage
 from sda_core.training.config import TrainConfig
@@ -44,7 +47,9 @@ class Trainer:
 
     The state after any step, with :meth:`state_dict`, determines all that follows: a training
     resumed from it is bit for bit the one that was not stopped, as far as the device repeats its
-    arithmetic. Windows are the same on every device. Times and noise are drawn on the denoiser's.
+    arithmetic. On a CPU that takes the same number of threads: it is kept with the state, but a
+    machine that becomes busy may change it, unless ``--threads`` says it. Windows are the same on
+    every device. Times and noise are drawn on the denoiser's.
 
     The host does not wait for a GPU but where something is reported, and for steps that are
     :data:`_LAG` back. An optimizer step with gradients that are not finite is skipped on the
@@ -121,9 +126,16 @@ class Trainer:
         self._meter = Meter(self.device)
         self._running = EpochMeter(self._meter, self.device)
         self._lag = _LAG if self.device.type == "cuda" else 0
+        # Processes that train together wait for each other, each with its share of the cores.
+        self._threads = ThreadTuner(fixed=self.device.type != "cpu" or self.group.size > 1)
         self._outcomes: deque[Outcome] = deque()
         self._failures: list[Event] = []
         self._grad_norm = math.nan
+
+    @property
+    def threads(self) -> int | None:
+        """With how many threads steps are done, once it is known."""
+        return self._threads.threads
 
     @property
     def steps_per_epoch(self) -> int:
@@ -184,8 +196,9 @@ class Trainer:
         Raises:
             TrainingError: Too many batches were skipped.
         """
-        while self.epoch < self.config.epochs:
-            yield from self._epoch()
+        with self._threads:
+            while self.epoch < self.config.epochs:
+                yield from self._epoch()
         self.optimizer.zero_grad()
 
     def _epoch(self) -> Iterator[Event]:
@@ -199,8 +212,11 @@ class Trainer:
             self.denoiser.train()
             for batch in self._meter.waiting_for(batches):
                 self.random.begin_batch(self.epoch, running.batch)
+                self._threads.before_step(partial(self._gradients_without_step, batch))
+                started = time.perf_counter()
                 with self.random.kernel():
                     self._train_on(batch)
+                self._threads.after_step(time.perf_counter() - started)
                 running.batch += 1
                 self.step += 1
                 last = running.batch == self.steps_per_epoch
@@ -273,6 +289,22 @@ class Trainer:
         self._running.update(loss, finite)
         self._meter.update(t, window_losses, finite)
         self._outcomes.append(Outcome.sent(self._running.batch, x, t, eps, loss, norm, fault))
+
+    def _gradients_without_step(self, x: Tensor) -> None:
+        """What takes the time of a step, without a trace."""
+        before = [buffer.clone() for buffer in self.denoiser.buffers()]
+        trained = [p for p in self._parameters if p.requires_grad]
+        draws = torch.Generator(self.device).manual_seed(0)
+        t, eps = self.denoiser.draw(x, draws)
+        parts = (v.chunk(self.config.accumulate) for v in (x, t, eps))
+        with self.random.kernel(keep=False):
+            for x_part, t_part, eps_part in zip(*parts, strict=True):
+                loss, _ = self.denoiser.losses_at(
+                    x_part, t_part, eps_part, self.weights, self._network
+                )
+                torch.autograd.grad(loss, trained, allow_unused=True)
+        for buffer, value in zip(self.denoiser.buffers(), before, strict=True):
+            buffer.copy_(value)
 
     def _poll_outcomes(self, lag: int) -> None:
         """Look at the outcomes of all steps but the last few, and note what went wrong."""
@@ -427,6 +459,7 @@ class Trainer:
             "grad_norm": self._grad_norm,
             "learning_rate": self.learning_rate,
             "arithmetic": self._arithmetic.state_dict(),
+            "threads": self.threads if self.group.size == 1 else None,
         }
         return tensors, state
 
@@ -457,5 +490,6 @@ class Trainer:
         self.best_loss, self.best_epoch = state["best_loss"], state["best_epoch"]
         self._grad_norm = state["grad_norm"]
         self._arithmetic.load_state_dict(state["arithmetic"])
+        self._threads.resume(state.get("threads"))
         self._rate.set(self.step)
         self._rate.last = state["learning_rate"]
