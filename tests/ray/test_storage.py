@@ -22,11 +22,10 @@ import ray
 from sda_core.config import dump_toml, unstructure
 from sda_core.errors import SweepError
 from sda_core.experiment import Experiment, load_experiment
-from sda_ray import cache
+from sda_ray import sync
 from sda_ray.connection import on_loopback
 from sda_ray.storage import download, newest, upload
-from sda_ray.tune import context, inputs, tuner
-from sda_ray.tune.context import TrialContext
+from sda_ray.tune.context import TrialContext, TrialUploader
 from sda_ray.tune.study import Study, TrialRecord
 
 from .test_sweep import (
@@ -71,15 +70,14 @@ def nodes() -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def nobody_knows_where_the_study_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is sent to a machine of the cluster has the path of the study."""
-    for_workers = tuner.for_workers
+    for_workers = TrialContext.for_workers
 
     def checked(job: TrialContext) -> TrialContext:
         sent = for_workers(job)
         assert job.storage is None or str(tmp_path / "study").encode() not in pickle.dumps(sent)
         return sent
 
-    for module in (tuner, inputs):
-        monkeypatch.setattr(module, "for_workers", checked)
+    monkeypatch.setattr(TrialContext, "for_workers", checked)
 
 
 def away(nodes: Any, tmp_path: Path, *overrides: str) -> Experiment:
@@ -89,7 +87,7 @@ def away(nodes: Any, tmp_path: Path, *overrides: str) -> Experiment:
 
 def homes(tmp_path: Path) -> Path:
     """Where machines work for the study."""
-    return cache._cache_root(f"file://{tmp_path}/far/study")
+    return sync._cache_root(f"file://{tmp_path}/far/study")
 
 
 def files(directory: Path) -> set[str]:
@@ -131,24 +129,19 @@ def test_a_place_that_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """A machine that is in no cluster, and the plugins that are registered on it."""
-    plugins: list[Any] = []
-    manager = SimpleNamespace(register=lambda plugin, name: plugins.append(plugin))
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that is in no cluster."""
     node = SimpleNamespace(get_node_id=lambda: "0123456789abcdef")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: node)
-    monkeypatch.setattr(context, "default_manager", lambda: manager)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    return plugins
 
 
 def job_in(storage: str | None, directory: str = "") -> TrialContext:
-    return TrialContext(
-        directory=directory, table={}, space={}, stage="train", metric="", storage=storage
-    )
+    sweep: Any = tiny(*TRAIN, SPACE).sweep
+    return TrialContext(directory=directory, table={}, sweep=sweep, storage=storage)
 
 
-def test_a_trial_works_elsewhere(alone: list[Any], tmp_path: Path) -> None:
+def test_a_trial_works_elsewhere(alone: None, tmp_path: Path) -> None:
     far = f"file://{tmp_path}/far/study"
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.h5").write_text("states")
@@ -160,8 +153,7 @@ def test_a_trial_works_elsewhere(alone: list[Any], tmp_path: Path) -> None:
         assert here.model is None
         assert (folder / "data" / "train.h5").read_text() == "states"
         (folder / "history.json").write_text("[1]")
-        (uploader,) = alone
-        uploader.sda_checkpoint_written()
+        TrialUploader(here, 3).sda_checkpoint_written()
         (folder / "history.json").write_text("[1, 2]")
     assert not folder.exists()
     # Another process resumes it, where a killed one has left other things.
@@ -177,7 +169,7 @@ def test_a_trial_works_elsewhere(alone: list[Any], tmp_path: Path) -> None:
 
 
 def test_a_failed_upload_ends_no_training(
-    alone: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fsspec.implementations.local import LocalFileSystem
 
@@ -187,7 +179,7 @@ def test_a_failed_upload_ends_no_training(
     far = f"file://{tmp_path}/far"
     with job_in(far).opened(0) as here:
         (here.trial(0) / "history.json").write_text("[1]")
-        (uploader,) = alone
+        uploader = TrialUploader(here, 0)
         with monkeypatch.context() as patch:
             patch.setattr(LocalFileSystem, "put_file", fail)
             with pytest.warns(UserWarning, match="cannot be given a copy of.*the cable"):
@@ -196,15 +188,12 @@ def test_a_failed_upload_ends_no_training(
     assert download(f"{far}/trials/00000", tmp_path / "there")
 
 
-def test_where_the_directory_is_shared_nothing_is_uploaded(
-    alone: list[Any], tmp_path: Path
-) -> None:
+def test_where_the_directory_is_shared_nothing_is_uploaded(alone: None, tmp_path: Path) -> None:
     job = job_in(None, str(tmp_path))
     with job.opened(0) as here:
         assert here is job
         here.upload(0)
-        assert not here.download(0)
-    assert not alone
+        here.download(0)
     assert job.trial(0).is_dir()
     with pytest.raises(SweepError, match="none is not there for a worker of the cluster"):
         job_in(None, str(tmp_path / "none")).opened(0).__enter__()

@@ -15,11 +15,11 @@ import pytest
 from sda_core.config import structure
 from sda_core.errors import SweepError
 from sda_core.sweep import Sweep
-from sda_ray.tune.config import RayTune
 from sda_ray.tune.importance import importance
 from sda_ray.tune.report import write_report
 from sda_ray.tune.searcher import Suggestions
 from sda_ray.tune.study import Study, TrialRecord
+from sda_ray.tune.sweep import RayTune
 
 SPACE = """
 train.learning_rate = { log_range = [1e-4, 1e-2] }
@@ -215,7 +215,6 @@ def test_searches_are_seeded(tmp_path: Path, search: str) -> None:
 def test_a_grid_is_walked_through_over_several_calls(tmp_path: Path) -> None:
     text = "sampler.steps = { choice = [8, 16, 32] }"
     first = create(tmp_path / "a", text, trials=100, search="grid")
-    assert first.planned == 3
     assert first.next()
     again = create(tmp_path / "a", text, trials=100, search="grid")
     found = [again.next() for _ in range(4)]
@@ -238,7 +237,7 @@ def test_importance(tmp_path: Path, mode: str) -> None:
     first, *others = importance(found.study).items()
     assert first[0] == "train.learning_rate"
     assert first[1].share > 0.5 > first[1].by_chance
-    assert {path for path, _ in others} == set(found.study.space.paths) - {"train.learning_rate"}
+    assert {path for path, _ in others} == set(sweep().search_space.paths) - {"train.learning_rate"}
     assert all(each.share < each.by_chance for path, each in others if path == "guidance.gamma")
 
 

@@ -27,10 +27,10 @@ from sda_core.experiment import Experiment, load_experiment
 from sda_core.plugins import default_manager
 from sda_ray.cluster import Ray
 from sda_ray.connection import on_loopback
-from sda_ray.tune.config import RayTune
-from sda_ray.tune.inputs import trial_table
+from sda_ray.tune.context import trial_table
 from sda_ray.tune.schedulers import make_scheduler, replay
 from sda_ray.tune.study import Study, TrialRecord
+from sda_ray.tune.sweep import RayTune
 
 #: lorenz63-quick, as small as it gets.
 TINY = (
@@ -178,9 +178,9 @@ def test_the_command_says_what_it_would_do(tmp_path: Path) -> None:
     assert not (tmp_path / "study").exists()
 
 
-def test_trials_are_tracked_as_one_group(tmp_path: Path) -> None:
+def test_trials_are_tracked_as_one_group() -> None:
     trackers = "trackers=[{ name = 'wandb' }, { name = 'wandb', group = 'mine' }]"
-    table = trial_table(tiny(*TRAIN, SPACE, trackers), tmp_path / "my-study")
+    table = trial_table(tiny(*TRAIN, SPACE, trackers), "my-study")
     assert [tracker["group"] for tracker in table["trackers"]] == ["my-study", "mine"]
 
 

@@ -23,10 +23,9 @@ from sda_core.errors import ClusterError, ConfigError, StoppedError
 from sda_core.experiment import Experiment
 from sda_core.plugins import hookimpl
 from sda_core.testing import check_cluster
-from sda_ray import cache, sync
+from sda_ray import sync
 from sda_ray.cluster import Ray
 from sda_ray.connection import on_loopback
-from sda_ray.tune import tuner
 from sda_ray.tune.context import TrialContext
 
 from .test_cluster import _children
@@ -80,7 +79,7 @@ def nodes(client_port: int) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def nobody_knows_where_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is sent to a machine of the cluster has the path of the run or study."""
-    run_distributed, for_workers = sda_ray.cluster.run_distributed, tuner.for_workers
+    run_distributed, for_workers = sda_ray.cluster.run_distributed, TrialContext.for_workers
 
     def sent(work: Any, *rest: Any) -> Any:
         assert str(tmp_path / "run").encode() not in pickle.dumps(work)
@@ -92,7 +91,7 @@ def nobody_knows_where_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return found
 
     monkeypatch.setattr(sda_ray.cluster, "run_distributed", sent)
-    monkeypatch.setattr(tuner, "for_workers", checked)
+    monkeypatch.setattr(TrialContext, "for_workers", checked)
 
 
 def away(nodes: Any, tmp_path: Path) -> Ray:
@@ -107,7 +106,7 @@ def simulated(experiment: Experiment, directory: Path) -> Path:
 def homes(tmp_path: Path) -> list[Path]:
     """Where machines work for the run."""
     (place,) = (tmp_path / "far").iterdir()
-    return list(cache._cache_root(f"file://{place}").glob("*"))
+    return list(sync._cache_root(f"file://{place}").glob("*"))
 
 
 def saved(tmp_path: Path, name: str = "run-*/*/run/*") -> int:
@@ -364,13 +363,13 @@ def test_trials_of_two_workers_each(nodes: Any, tmp_path: Path, own_data: bool) 
             assert len({frozenset(files(folder)) for folder in folders}) == 1
             done = [epoch for epoch, _ in trial.curve]
             assert epochs_of(tmp_path / "study" / trial.directory) == done
-    assert not cache._cache_root(f"file://{tmp_path}/far/study").exists()
+    assert not sync._cache_root(f"file://{tmp_path}/far/study").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["the trial", "a worker"])
 def test_a_trial_that_loses_a_process(nodes: Any, tmp_path: Path, which: str) -> None:
-    home = cache._cache_root(f"file://{tmp_path}/far/study")
+    home = sync._cache_root(f"file://{tmp_path}/far/study")
 
     def kill() -> None:
         wait_for(lambda: saved(tmp_path, "study/trials/00000/*") >= 20)
@@ -378,7 +377,7 @@ def test_a_trial_that_loses_a_process(nodes: Any, tmp_path: Path, which: str) ->
             (lock,) = home.glob("*/trials/00000/.training.lock")
             process = int(lock.read_text().split()[1])
         else:
-            workers = (p for p in _children(os.getpid()) if b"RayTrainWorker" in command(p))
+            workers = (p for p in _children(os.getpid()) if b"ray::Worker" in command(p))
             process = next(workers)
         os.kill(process, signal.SIGKILL)
 

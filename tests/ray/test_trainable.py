@@ -26,10 +26,10 @@ from sda_core.plugins import hookimpl
 from sda_core.system import Axis, SystemSpec, Variable
 from sda_ray.tune import trainable
 from sda_ray.tune.context import TrialContext
-from sda_ray.tune.preflight import table_of
+from sda_ray.tune.sweep import RayTune
 from sda_ray.tune.trainable import evaluate_trial, reported, run_trial
 
-from .test_sweep import SPACE, TINY, TRAIN, run, tiny, trained
+from .test_sweep import INFER, SPACE, TINY, TRAIN, run, tiny, trained
 
 __all__ = ["trained"]
 
@@ -45,11 +45,6 @@ class Flag:
     @hookimpl(specname="sda_sampling_step")
     def check(self) -> None:
         self.asked += 1
-
-
-def context(tmp_path: Path, **options: Any) -> TrialContext:
-    given = {"table": {}, "space": {}, "stage": "train", "metric": "valid_loss"}
-    return TrialContext(**{"directory": str(tmp_path), **given, **options})
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +79,7 @@ def test_a_denoiser_is_scored_by_noise_level(fresh: Run, model: TrainedModel) ->
 
 
 def test_a_trained_model_is_drawn_and_scored(fresh: Run, model: TrainedModel) -> None:
-    result = evaluate_trial(fresh, model, Flag(), context(fresh.directory, evaluate=False))
+    result = evaluate_trial(fresh, model, Flag(), with_posterior=False)
     assert result == {"metrics": denoising_scores(denoise(fresh.data, model))}
     assert names(fresh.directory / "figures") == {"denoising-error.png", "denoised-window.png"}
     assert not (fresh.directory / "posterior.nc").exists()
@@ -92,7 +87,7 @@ def test_a_trained_model_is_drawn_and_scored(fresh: Run, model: TrainedModel) ->
 
 def test_a_trained_model_is_evaluated(fresh: Run, model: TrainedModel) -> None:
     flag = Flag()
-    result = evaluate_trial(fresh, model, flag, context(fresh.directory, evaluate=True))
+    result = evaluate_trial(fresh, model, flag, with_posterior=True)
     scores = json.loads((fresh.directory / "metrics.json").read_text())["posterior"]
     assert {k[10:]: v for k, v in result["metrics"].items() if k.startswith("posterior/")} == scores
     assert {"posterior/crps", "posterior/wasserstein1", "rmse/x"} <= result["metrics"].keys()
@@ -108,7 +103,7 @@ def test_a_model_that_cannot_be_evaluated_is_kept(
         raise AssimilationError("states are not finite")
 
     monkeypatch.setattr(stages, "assimilate", fail)
-    result = evaluate_trial(fresh, model, Flag(), context(fresh.directory, evaluate=True))
+    result = evaluate_trial(fresh, model, Flag(), with_posterior=True)
     assert result["cause"] == "trained, and not evaluated: states are not finite"
     assert result["metrics"]["rmse/x"] > 0
 
@@ -119,9 +114,9 @@ def test_no_trial_is_lost_for_a_picture(
     monkeypatch.setattr(trainable, "denoise", lambda *args: [Denoised.__new__(Denoised)])
     monkeypatch.setattr(trainable, "denoising_scores", lambda found: {"rmse/x": 1.0})
     with pytest.warns(UserWarning, match="figures cannot be drawn: AttributeError"):
-        assert evaluate_trial(fresh, model, Flag(), context(fresh.directory, evaluate=False))[
-            "metrics"
-        ] == {"rmse/x": 1.0}
+        assert evaluate_trial(fresh, model, Flag(), with_posterior=False) == {
+            "metrics": {"rmse/x": 1.0}
+        }
 
 
 @pytest.mark.parametrize("dimensions", [0, 1, 2, 3])
@@ -198,17 +193,12 @@ def test_what_cannot_be_evaluated_is_refused(changes: tuple[str, ...], told: str
 
 def test_a_trial_of_inference_is_drawn(trained: Path, tmp_path: Path) -> None:
     """The report of its first observation set, with the experiment's own configuration."""
-    experiment = tiny(*TINY[:-1], f"model.pretrained={trained / 'model'}", "assimilate.members=16")
-    space = {"guidance.gamma": {"choice": [1.0, 2.0]}}
+    space = "sweep.space={ 'guidance.gamma' = { choice = [1.0, 2.0] } }"
+    model = f"model.pretrained={trained / 'model'}"
+    experiment = tiny(*INFER, space, model, "assimilate.members=16")
     (tmp_path / "data").symlink_to(trained / "data")
-    job = context(
-        tmp_path,
-        table=table_of(experiment),
-        space=space,
-        stage="assimilate",
-        metric="crps",
-        sets=2,
-    )
+    assert isinstance(experiment.sweep, RayTune)
+    job = TrialContext.create(experiment.sweep, experiment, tmp_path)
     folder, seen = job.trial(0), []
     folder.mkdir(parents=True)
     job.link_data(0)

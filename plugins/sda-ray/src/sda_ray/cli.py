@@ -15,7 +15,7 @@ from sda_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from sda_core.experiment import Experiment
-    from sda_ray.tune.config import RayTune
+    from sda_ray.tune.sweep import RayTune
 
 
 def sweep(
@@ -45,7 +45,7 @@ def sweep(
         bool, typer.Option("--new", help="Start another study beside the one in the directory.")
     ] = False,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Delete the study in the directory, and start anew.")
+        bool, typer.Option("--delete", help="Delete the study in the directory, and start another.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done, and stop.")
@@ -97,19 +97,16 @@ def _next_to(folder: Path) -> Path:
 
 def _plan(sweep: RayTune, experiment: Experiment, folder: Path) -> str:
     """What a sweep would do, in words."""
-    from sda_ray.tune.search_space import Space
-
     searched = "lowest" if sweep.mode == "min" else "highest"
-    unit = "epochs" if sweep.stage == "train" else "observation sets"
     number = sweep.workers_per_trial
     workers = f"{number} workers of " if number > 1 else ""
     lines = [
         f"{sweep.trials} trials (stage {sweep.stage}) in {folder}, for the {searched} "
         f"{sweep.metric}, by search {sweep.search!r} and scheduler {sweep.scheduler.name!r}",
         f"each with {workers}{sweep.cpus_per_trial:g} CPUs, {sweep.gpus_per_trial:g} GPUs and up "
-        f"to {sweep.longest(experiment)} {unit}",
+        f"to {sweep.longest(experiment)} {sweep.unit}",
     ]
-    for parameter in Space.parse(sweep.space).parameters:
+    for parameter in sweep.search_space.parameters:
         values = ", ".join(map(str, parameter.values))
         when = " and ".join(f"{p} in {list(v)}" for p, v in parameter.when.items())
         lines.append(f"  {parameter.path}: {parameter.kind} [{values}]{when and f' where {when}'}")

@@ -25,7 +25,7 @@ def sda_register_components() -> list[Component]:
         Component(
             kind="sweep",
             name="ray-tune",
-            target="sda_ray.tune.config:RayTune",
+            target="sda_ray.tune.sweep:RayTune",
             summary="Sweeps by Ray Tune, searched by Optuna",
         ),
     ]

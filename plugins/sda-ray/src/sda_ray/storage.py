@@ -41,8 +41,8 @@ def upload(source: Path, url: str, exclude: Collection[str] = ()) -> str:
     Raises:
         ClusterError: That cannot be done; earlier copies are as they were.
     """
-    files = [name for name in _walk(source) if name.partition("/")[0] not in exclude]
-    state = _state(source, files)
+    files = _walk(source, exclude)
+    state = "\n".join(files.values())
     with _explained(url, f"cannot be given a copy of {source}"):
         system, path = _open(url)
         complete = _complete(system, path)
@@ -50,9 +50,8 @@ def upload(source: Path, url: str, exclude: Collection[str] = ()) -> str:
             return complete[-1]
         index = 1 + max((int(name.partition("-")[0]) for name in _names(system, path)), default=0)
         name = f"{index:06d}-{uuid.uuid4().hex[:8]}"
-        system.makedirs(f"{path}/{name}", exist_ok=True)
-        for folder in {os.path.dirname(file) for file in files} - {""}:
-            system.makedirs(f"{path}/{name}/{folder}", exist_ok=True)
+        for folder in {os.path.dirname(file) for file in files} | {""}:
+            system.makedirs(f"{path}/{name}/{folder}".rstrip("/"), exist_ok=True)
         for file in files:
             with suppress(FileNotFoundError):
                 system.put_file(str(source / file), f"{path}/{name}/{file}")
@@ -96,13 +95,11 @@ def download(url: str, target: Path) -> bool:
         system, path = _open(url)
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir(parents=True)
-        root = f"{path}/{name}"
-        for file in system.find(root):
-            inner = file.removeprefix(f"{root}/")
-            (incoming / inner).parent.mkdir(parents=True, exist_ok=True)
-            system.get_file(file, str(incoming / inner))
-            sync(incoming / inner)
+        system.get(f"{path}/{name}/", f"{incoming}/", recursive=True)
         (incoming / _MARKER).unlink()
+        for file in incoming.rglob("*"):
+            if file.is_file():
+                sync(file)
         # Records before the checkpoints that go with them, should this process be killed here.
         for new in sorted(incoming.iterdir(), key=Path.is_dir):
             _replace(new, target / new.name)
@@ -120,26 +117,26 @@ def check_url(url: str) -> None:
     from fsspec import get_filesystem_class
     from fsspec.registry import known_implementations
 
-    asked = f"cluster.storage = {url!r}"
     protocol, mark, _ = url.partition("://")
     if not mark or protocol == "memory":
         raise ConfigError(
-            f"{asked} is no place that other machines see: give a URL such as s3://bucket/path, "
-            "gs://bucket/path, sftp://host/path or file:///shared/path"
+            f"cluster.storage = {url!r} is no place that other machines see: give a URL such as "
+            "s3://bucket/path, gs://bucket/path, sftp://host/path or file:///shared/path"
         )
     try:
         get_filesystem_class(protocol)
     except ImportError as error:
         package = known_implementations[protocol]["class"].partition(".")[0]
-        hint = "" if package == "fsspec" else f": pip install {package}"
         raise ConfigError(
-            f"{asked}: {error}{hint}, here and on all machines of the cluster"
+            f"cluster.storage = {url!r}: {error}; pip install {package}, here and on all machines "
+            "of the cluster"
         ) from error
     except ValueError as error:
         known = nearest(protocol, known_implementations)
         hint = f", did you mean {known}://?" if known else ""
         raise ConfigError(
-            f"{asked}: {error}{hint}; allowed are fsspec's, such as s3, gs, abfs, sftp and file"
+            f"cluster.storage = {url!r}: {error}{hint}; allowed are fsspec's, such as s3, gs, "
+            "abfs, sftp and file"
         ) from error
 
 
@@ -206,24 +203,19 @@ def _complete(system: Any, path: str) -> list[str]:
     return [n for n in _names(system, path) if system.exists(f"{path}/{n}/{_MARKER}")]
 
 
-def _walk(directory: Path) -> list[str]:
-    """The files of a directory, by their relative paths."""
-    found = []
+def _walk(directory: Path, exclude: Collection[str]) -> dict[str, str]:
+    """The files of a directory by relative path, with what differs when one is written again."""
+    found = {}
     for folder, folders, names in os.walk(directory):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [Path(folder, name) for name in names if not name.startswith(".")]
-        found += [p.relative_to(directory).as_posix() for p in paths if not p.is_symlink()]
-    return sorted(found)
-
-
-def _state(directory: Path, files: list[str]) -> str:
-    """What differs when a file was written again."""
-    marks = []
-    for name in files:
-        with suppress(FileNotFoundError):
-            found = (directory / name).stat()
-            marks.append(f"{name} {found.st_size} {found.st_mtime_ns}")
-    return "\n".join(marks)
+        for path in (Path(folder, name) for name in names if not name.startswith(".")):
+            name = path.relative_to(directory).as_posix()
+            if path.is_symlink() or name.partition("/")[0] in exclude:
+                continue
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                found[name] = f"{name} {stat.st_size} {stat.st_mtime_ns}"
+    return dict(sorted(found.items()))
 
 
 def _replace(new: Path, target: Path) -> None:

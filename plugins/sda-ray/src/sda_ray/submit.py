@@ -24,7 +24,9 @@ from sda_core.io.interrupt import stop_request
 from sda_core.io.progress import ProgressOption
 from sda_ray.cluster import Ray
 from sda_ray.storage import download
-from sda_ray.tune.inputs import check_storage, make_context
+from sda_ray.tune.config import SweepSettings
+from sda_ray.tune.context import TrialContext
+from sda_ray.tune.directory import check_storage
 
 #: Seconds between two polls of the job, and that it has to stop in order.
 POLL_INTERVAL, STOP_TIMEOUT = 1.0, 150
@@ -52,12 +54,14 @@ def submit_sweep(
         StoppedError: Ctrl-C or SIGTERM, which stop the job; what it had found is fetched.
     """
     cluster, sweep = experiment.cluster, experiment.sweep
+    assert isinstance(sweep, SweepSettings)  # since it was checked
     if not isinstance(cluster, Ray) or cluster.storage is None:
         raise ConfigError(
             "cluster.storage: not set, and what a sweep with --submit finds comes back by it; set "
             "it to a URL that this machine and the cluster reach, such as s3://bucket/path"
         )
-    check_storage(cluster.storage, directory, resume)
+    context = TrialContext.create(sweep, experiment, directory)
+    check_storage(context, resume)
     with _packed(experiment) as folder, stop_request() as stopping:
         client = _client(address)
         command = ["sda", "sweep", "experiment.toml", "--dir", directory.resolve().name]
@@ -83,13 +87,12 @@ def submit_sweep(
                 has_stopped = True
                 client.stop_job(job)
             time.sleep(POLL_INTERVAL)
-    _fetch(experiment, directory)
+    _fetch(context)
     if has_stopped:
         raise StoppedError("sweep stopped; pass --resume, with --submit, to continue it")
     if status != "SUCCEEDED":
         last = log.strip().rpartition("\n")[2] or client.get_job_info(job).message
         raise SweepError(f"the job {job} of the sweep failed: {last}")
-    assert sweep is not None
     return directory / "summary.html"
 
 
@@ -130,9 +133,9 @@ def _packed(experiment: Any) -> Iterator[Path]:
         yield folder
 
 
-def _fetch(experiment: Any, directory: Path) -> None:
+def _fetch(context: TrialContext) -> None:
     """Make a directory like that of the study, as far as the job came."""
-    context = make_context(experiment.sweep, experiment, directory)
+    directory = Path(context.directory)
     directory.mkdir(parents=True, exist_ok=True)
     if not context.download_study():
         return

@@ -1,19 +1,21 @@
 """Run directories for workers on machines that do not have them, by way of ``cluster.storage``.
 
-The directory is uploaded, and each machine downloads what its workers read. The worker of rank 0
-works in the cache of its machine, and uploads that with each checkpoint. The directory of the
-driver is the only one that lasts: the others are made like it when a training begins.
+The directory is uploaded, and each machine downloads what its workers read, to a cache. The worker
+of rank 0 works in the cache of its machine, and uploads that with each checkpoint. The directory
+of the driver is the only one that lasts: the others are made like it when a training begins.
 """
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import math
 import shutil
 import socket
+import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -21,15 +23,16 @@ import attrs
 from sda_core.cluster import SyncedDirectory, WorkerDirectory
 from sda_core.errors import ClusterError
 from sda_core.io.files import file_lock
-from sda_ray.cache import cache_dir, clean_caches
 from sda_ray.storage import check_url, check_writable, download, newest, upload
 
 #: In the storage, and where a machine has it: the data, which never change.
 _DATA = "data"
+#: Seconds in which machines remove their caches.
+_CLEAN_TIMEOUT = 60.0
 
 
 @attrs.frozen
-class WorkerCopy(WorkerDirectory):
+class RemoteDirectory(WorkerDirectory):
     """A run directory in a storage.
 
     Attributes:
@@ -53,7 +56,7 @@ class WorkerCopy(WorkerDirectory):
         """Fetch it; see :meth:`sda_core.cluster.WorkerDirectory.opened`."""
         here = cache_dir(self.storage)
         directory, data = self._directory(is_main), here / self.data
-        with file_lock(here / ".lock", "download", ClusterError, timeout=math.inf):
+        with lock_cache(here):
             download(f"{self.storage}/{self.data}", data)
             if is_main:
                 shutil.rmtree(directory, ignore_errors=True)  # a killed process has left it
@@ -70,10 +73,8 @@ class WorkerCopy(WorkerDirectory):
 
     def upload(self) -> None:
         """Upload what rank 0 has; see :meth:`sda_core.cluster.WorkerDirectory.upload`."""
-        try:
+        with warning_of_failures():
             upload(self._directory(is_main=True), self.url, exclude=(_DATA,))
-        except ClusterError as error:
-            warnings.warn(str(error), stacklevel=2)
 
     def _directory(self, is_main: bool) -> Path:
         return cache_dir(self.storage) / ("rank-0" if is_main else "others") / self.name
@@ -96,34 +97,81 @@ def sync_directory(
     place = f"{storage.rstrip('/')}/{directory.name}-{mark}"
     announce(f"{directory} is copied to {place}, if need be")
     upload(directory / _DATA, f"{place}/{_DATA}")
-    copy = WorkerCopy(place, f"{directory.parent.name}/{directory.name}".lstrip("/"))
-    with synced(copy, directory, exclude) as found:
+    remote = RemoteDirectory(place, f"{directory.parent.name}/{directory.name}".lstrip("/"))
+    with synced(remote, directory, exclude) as fetch:
         try:
-            yield found
+            yield remote, fetch
         finally:
             clean_caches(place)
 
 
 @contextmanager
 def synced(
-    copy: WorkerCopy, directory: Path, exclude: Collection[str] = ()
-) -> Iterator[SyncedDirectory]:
-    """Upload a run directory without its data, and bring back what workers save."""
-    last = upload(directory, copy.url, exclude=(_DATA, *exclude))
+    remote: RemoteDirectory, directory: Path, exclude: Collection[str] = ()
+) -> Iterator[Callable[[], None]]:
+    """Upload a run directory without its data, and bring back what workers save.
+
+    Yields:
+        A function that brings back what there is by now; if that fails, the training goes on.
+    """
+    last = upload(directory, remote.url, exclude=(_DATA, *exclude))
 
     def fetch() -> None:
         nonlocal last
-        if (name := newest(copy.url)) != last and name is not None:
-            download(copy.url, directory)
+        if (name := newest(remote.url)) != last and name is not None:
+            download(remote.url, directory)
             last = name
 
     def try_to_fetch() -> None:
-        try:
+        with warning_of_failures():
             fetch()
-        except ClusterError as error:  # the training goes on
-            warnings.warn(str(error), stacklevel=2)
 
     try:
-        yield copy, try_to_fetch
+        yield try_to_fetch
     finally:
         fetch()
+
+
+@contextmanager
+def warning_of_failures() -> Iterator[None]:
+    """Warn where a storage fails, for there is another time."""
+    try:
+        yield
+    except ClusterError as error:
+        warnings.warn(str(error), stacklevel=4)
+
+
+def cache_dir(url: str) -> Path:
+    """The folder that this machine has for what is at a URL."""
+    import ray
+
+    path = _cache_root(url) / ray.get_runtime_context().get_node_id()[:12]
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def lock_cache(directory: Path) -> AbstractContextManager[None]:
+    """Wait until no other process of this machine fills its cache."""
+    return file_lock(directory / ".lock", "download", ClusterError, timeout=math.inf)
+
+
+def clean_caches(url: str) -> None:
+    """Remove what the machines of the cluster have of a URL; one that does not answer is left."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
+
+    remote = ray.remote(num_cpus=0, max_retries=0)(_clean_cache)
+    nodes = [OnNode(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+    with suppress(RayError):
+        cleaned = [remote.options(scheduling_strategy=node).remote(url) for node in nodes]
+        ray.wait(cleaned, num_returns=len(cleaned), timeout=_CLEAN_TIMEOUT)
+
+
+def _clean_cache(url: str) -> None:
+    shutil.rmtree(_cache_root(url), ignore_errors=True)
+
+
+def _cache_root(url: str) -> Path:
+    name = hashlib.sha256(url.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"sda-ray-{getpass.getuser()}" / name

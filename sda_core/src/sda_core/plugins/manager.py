@@ -187,6 +187,7 @@ class PluginManager:
 
         from sda_core.plugins.commands import add, command_names, pieces
 
+        self._commands.clear()  # those of another app
         for name in command_names(app):
             version = importlib.metadata.version(CORE)
             self._commands[name] = [RegisteredCommand(CORE, version, name, "sda_core.cli")]

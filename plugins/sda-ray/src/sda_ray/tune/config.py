@@ -1,18 +1,8 @@
-"""Sweeps by Ray Tune, searched by Optuna.
-
-References:
-    - Liaw et al., "Tune: A Research Platform for Distributed Model Selection and Training", 2018,
-      https://arxiv.org/abs/1807.05118
-    - Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Framework", 2019,
-      https://arxiv.org/abs/1907.10902
-    - Li et al., "A System for Massively Parallel Hyperparameter Tuning" (ASHA), 2020,
-      https://arxiv.org/abs/1810.05934
-"""
+"""The table ``[sweep]`` of Ray Tune."""
 
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Any, Literal
 
 from sda_core.config import (
@@ -26,7 +16,6 @@ from sda_core.config import (
 )
 from sda_core.errors import ConfigError
 from sda_core.experiment import Experiment
-from sda_core.io.progress import ProgressOption
 from sda_core.sweep import Sweep
 from sda_ray.remote import WorkerResources
 from sda_ray.tune.search_space import Space, leaves
@@ -56,12 +45,8 @@ class SchedulerConfig:
 
 
 @component
-class RayTune(Sweep):
-    """Trials on a Ray cluster, by Ray Tune, searched by Optuna.
-
-    Good values: ``search = "tpe"`` with at least 20 trials, ``asha`` with a grace period of a tenth
-    of the epochs.
-    """
+class SweepSettings(Sweep):
+    """What a sweep is asked for."""
 
     stage: Literal["train", "assimilate"] = option(
         default="train",
@@ -105,7 +90,7 @@ class RayTune(Sweep):
     concurrency: int | None = option(
         default=None,
         check=at_least(1),
-        help="trials at the same time; as many as the cluster has room for if not set",
+        help="trials at the same time; as many as fit on the cluster if not set",
     )
     time_budget: float | None = option(
         default=None, check=positive, units="s", help="time after which the study is left"
@@ -113,7 +98,7 @@ class RayTune(Sweep):
     retries: int = option(
         default=2,
         check=non_negative,
-        help="how often to resume a trial whose process or machine died",
+        help="how often to resume a trial whose process or machine died, or never started",
     )
     observation_sets: int = option(
         default=4,
@@ -133,16 +118,27 @@ class RayTune(Sweep):
     )
 
     def __attrs_post_init__(self) -> None:
-        space = Space.parse(self.space)
+        space = self.search_space
         if self.search == "grid":
             space.grid()
-        if self.search == "cma-es" and importlib.util.find_spec("cmaes") is None:
-            raise ConfigError(
-                "search = 'cma-es' needs the package cmaes: pip install 'sda-ray[cma-es]', or "
-                "choose another search"
-            )
         if self.search == "cma-es":
+            if importlib.util.find_spec("cmaes") is None:
+                raise ConfigError(
+                    "search = 'cma-es' needs the package cmaes: pip install 'sda-ray[cma-es]', or "
+                    "choose another search"
+                )
             space.check_numbers()
+
+    @property
+    def search_space(self) -> Space:
+        """What is varied."""
+        return Space.parse(self.space)
+
+    @property
+    def planned(self) -> int:
+        """How many trials there are: no more than a grid has."""
+        size = len(self.search_space.grid()) if self.search == "grid" else self.trials
+        return min(self.trials, size)
 
     @property
     def workers(self) -> WorkerResources:
@@ -150,38 +146,19 @@ class RayTune(Sweep):
         return WorkerResources(self.workers_per_trial, self.cpus_per_trial, self.gpus_per_trial)
 
     @property
+    def unit(self) -> str:
+        """What trials are compared after."""
+        return "epochs" if self.stage == "train" else "observation sets"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The table, with the space by path."""
         whole: Any = self
         return unstructure(whole) | {"space": dict(leaves(self.space))}
 
-    def check(self, experiment: Experiment) -> None:
-        """Refuse what cannot be done with an experiment, before anything is started.
-
-        Raises:
-            ConfigError: Says what, by key.
-        """
-        from sda_ray.tune.preflight import check
-
-        check(self, experiment)
-
     def longest(self, experiment: Experiment) -> int:
         """The most epochs, or observation sets, of a trial."""
         if self.stage == "assimilate":
             return self.observation_sets
-        found = [p for p in Space.parse(self.space).parameters if p.path == "train.epochs"]
+        found = [p for p in self.search_space.parameters if p.path == "train.epochs"]
         return max(found[0].values) if found else experiment.train.epochs
-
-    def run(
-        self,
-        experiment: Experiment,
-        directory: str | Path,
-        *,
-        resume: bool = False,
-        progress: ProgressOption = True,
-    ) -> Path:
-        """Do the trials; see :meth:`sda_core.sweep.Sweep.run`."""
-        self.check(experiment)
-        from sda_ray.tune.tuner import run  # imports ray and optuna
-
-        return run(self, experiment, Path(directory), resume=resume, progress=progress)

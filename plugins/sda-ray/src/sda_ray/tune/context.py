@@ -6,9 +6,7 @@ the directory of the study it works in their cache, and its checkpoints are uplo
 
 from __future__ import annotations
 
-import math
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,20 +14,19 @@ from typing import Any
 
 import attrs
 
-from sda_core.config import structure
+from sda_core.config import structure, unstructure
 from sda_core.errors import ClusterError, SweepError
 from sda_core.experiment import Experiment
 from sda_core.io.files import file_lock
-from sda_core.plugins import default_manager, hookimpl
-from sda_ray.cache import cache_dir
-from sda_ray.remote import WorkerResources
+from sda_core.plugins import hookimpl
 from sda_ray.storage import download, upload
-from sda_ray.tune.search_space import Space
+from sda_ray.sync import RemoteDirectory, cache_dir, lock_cache, warning_of_failures
+from sda_ray.tune.config import SweepSettings
 
 #: What trials share: the data, a pretrained model, and the reference ensembles.
 SHARED = ("data", "model", "reference")
 #: Seconds in which an earlier process of a trial, whose driver was killed, must have ended.
-LOCK_TIMEOUT = 60.0
+_LOCK_TIMEOUT = 60.0
 
 
 @attrs.frozen(kw_only=True)
@@ -39,35 +36,46 @@ class TrialContext:
     Attributes:
         directory: The directory of the study, absolute.
         table: The table of the experiment, without its sweep.
-        space: The leaves of the space, by path.
-        stage: What a trial does.
-        metric: What is compared.
-        sets: Number of observation sets of an assimilation.
-        shares_data: Whether the study's data are the trial's.
-        predictions: Whether posteriors are kept.
-        evaluate: Whether what is trained is evaluated on observations.
-        interval: Epochs between two checkpoints of trials that learn from each other, which report
-            when they have written one; None for others.
+        sweep: What the sweep is asked for.
         storage: URL of the study, where its directory is not on all machines.
         model: The pretrained model, where it is not the one that the table names.
-        workers: The workers that train a model together; None for the process of the trial alone.
-        retries: How often they are started anew when one is lost.
     """
 
     directory: str
     table: dict[str, Any]
-    space: dict[str, Any]
-    stage: str
-    metric: str
-    sets: int = 1
-    shares_data: bool = True
-    predictions: bool = False
-    evaluate: bool = False
-    interval: int | None = None
+    sweep: SweepSettings
     storage: str | None = None
     model: str | None = None
-    workers: WorkerResources | None = None
-    retries: int = 0
+
+    @classmethod
+    def create(cls, sweep: SweepSettings, experiment: Experiment, directory: Path) -> TrialContext:
+        """The context of a study in a directory, whose name it has in the storage, too."""
+        where: Any = experiment.cluster
+        storage = None if where is None else where.storage
+        name = directory.resolve().name
+        return cls(
+            directory=str(directory.resolve()),
+            table=trial_table(experiment, name),
+            sweep=sweep,
+            storage=None if storage is None else f"{storage.rstrip('/')}/{name}",
+        )
+
+    @property
+    def is_population(self) -> bool:
+        """Whether trials learn from each other; they report when they have a checkpoint."""
+        return self.sweep.scheduler.name == "pbt"
+
+    @property
+    def shares_data(self) -> bool:
+        """Whether the study's data are the trial's."""
+        return not self.sweep.search_space.touches("system", "data", "seed")
+
+    def for_workers(self) -> TrialContext:
+        """The same for machines of the cluster, which may not have the directory."""
+        whole: Any = self  # to mypy it is frozen
+        return self if self.storage is None else attrs.evolve(whole, directory="")
+
+    # --- of a trial ---
 
     def trial(self, number: int) -> Path:
         """The run directory of a trial."""
@@ -79,7 +87,7 @@ class TrialContext:
 
     def experiment(self, parameters: Mapping[str, Any]) -> Experiment:
         """The experiment of a trial."""
-        return structure(Experiment, Space.parse(self.space).apply(self.table, parameters))
+        return structure(Experiment, self.sweep.search_space.apply(self.table, parameters))
 
     def observed(self, experiment: Experiment, number: int) -> Experiment:
         """An experiment that infers the trajectory of an observation set."""
@@ -94,11 +102,12 @@ class TrialContext:
         if self.shares_data and not link.exists():
             link.symlink_to(Path("..") / ".." / "data")
 
-    def data_url(self, number: int) -> str:
-        """Where the data of a trial are in the storage."""
-        return (
-            f"{self.storage}/data" if self.shares_data else f"{self.storage}/own-data/{number:05d}"
-        )
+    # --- in the storage ---
+
+    def remote(self, number: int) -> RemoteDirectory:
+        """The directory of a trial in the storage."""
+        data = "data" if self.shares_data else f"own-data/{number:05d}"
+        return RemoteDirectory(str(self.storage), f"trials/{number:05d}", data)
 
     def upload(self, number: int) -> None:
         """Upload the directory of a trial, where there is a storage.
@@ -107,35 +116,32 @@ class TrialContext:
             ClusterError: That cannot be done.
         """
         if self.storage is not None:
-            directory = self.trial(number)
+            directory, remote = self.trial(number), self.remote(number)
             if not self.shares_data and (directory / "data").is_dir():
-                upload(directory / "data", self.data_url(number))
-            upload(directory, f"{self.storage}/trials/{number:05d}", exclude=("data",))
+                upload(directory / "data", f"{self.storage}/{remote.data}")
+            upload(directory, remote.url, exclude=("data",))
 
-    def download(self, number: int) -> bool:
-        """Make the directory of a trial like what it has uploaded; whether there is something."""
-        if self.storage is None:
-            return False
-        directory = self.trial(number)
-        if found := download(f"{self.storage}/trials/{number:05d}", directory):
-            self.link_data(number)
-            if not self.shares_data:
-                download(self.data_url(number), directory / "data")
-        return found
+    def download(self, number: int) -> None:
+        """Make the directory of a trial like what it has uploaded, if there is something."""
+        if self.storage is not None:
+            directory, remote = self.trial(number), self.remote(number)
+            if download(remote.url, directory):
+                self.link_data(number)
+                if not self.shares_data:
+                    download(f"{self.storage}/{remote.data}", directory / "data")
 
     def upload_study(self) -> None:
         """Upload the record of the study, where there is a storage; if that fails, it goes on."""
         if self.storage is not None:
-            try:
+            with warning_of_failures():
                 upload(Path(self.directory), f"{self.storage}/study", exclude=(*SHARED, "trials"))
-            except ClusterError as error:
-                warnings.warn(str(error), stacklevel=2)
 
     def download_study(self) -> bool:
         """Fetch the record of the study; whether there is one."""
-        if self.storage is None:
-            return False
-        return download(f"{self.storage}/study", Path(self.directory))
+        url = f"{self.storage}/study"
+        return self.storage is not None and download(url, Path(self.directory))
+
+    # --- on a machine of the cluster ---
 
     def staged(self) -> TrialContext:
         """The same for this machine: what trials share is fetched to its cache, where need be.
@@ -146,10 +152,11 @@ class TrialContext:
         if self.storage is None:
             return self
         here = cache_dir(self.storage)
-        with file_lock(here / ".lock", "download", ClusterError, timeout=math.inf):
+        with lock_cache(here):
             found = {name: download(f"{self.storage}/{name}", here / name) for name in SHARED}
         model = str(here / "model") if found["model"] else None
-        return attrs.evolve(self, directory=str(here), model=model)
+        whole: Any = self
+        return attrs.evolve(whole, directory=str(here), model=model)
 
     @contextmanager
     def opened(self, number: int) -> Iterator[TrialContext]:
@@ -166,13 +173,11 @@ class TrialContext:
             )
         directory = here.trial(number)
         directory.parent.mkdir(exist_ok=True)
-        with file_lock(
-            directory.parent / f".{number:05d}.lock", "trial", ClusterError, timeout=LOCK_TIMEOUT
-        ):
+        lock = directory.parent / f".{number:05d}.lock"
+        with file_lock(lock, "process of the trial", ClusterError, timeout=_LOCK_TIMEOUT):
             if here.storage is not None:
                 shutil.rmtree(directory, ignore_errors=True)  # a killed process has left it
                 here.download(number)
-                default_manager().register(_Uploader(here, number), "storage")
             directory.mkdir(exist_ok=True)
             here.link_data(number)
             try:
@@ -182,18 +187,36 @@ class TrialContext:
                     shutil.rmtree(directory, ignore_errors=True)
 
 
-class _Uploader:
+@attrs.frozen
+class TrialUploader:
     """A plugin that uploads a trial's directory with each checkpoint."""
 
+    context: TrialContext
+    number: int
     sda_interface = 1
 
-    def __init__(self, context: TrialContext, number: int) -> None:
-        self._context, self._number = context, number
-
-    @hookimpl
+    @hookimpl(trylast=True)
     def sda_checkpoint_written(self) -> None:
         """Upload it; if that fails, the training goes on, and the next one tries again."""
-        try:
-            self._context.upload(self._number)
-        except ClusterError as error:
-            warnings.warn(str(error), stacklevel=2)
+        with warning_of_failures():
+            self.context.upload(self.number)
+
+
+def trial_table(experiment: Experiment, group: str | None = None) -> dict[str, Any]:
+    """The table that trials start from, with whole paths; trackers have one group."""
+    whole: Any = experiment
+    trackers = tuple(
+        attrs.evolve(tracker, group=group) if getattr(tracker, "group", "") is None else tracker
+        for tracker in whole.trackers
+    )
+    table = unstructure(attrs.evolve(whole, trackers=trackers, cluster=None, sweep=None))
+    scheduler = getattr(whole.sweep, "scheduler", None)
+    if scheduler is not None and scheduler.name == "pbt":  # others start from a trial's weights
+        table["train"] = table["train"] | {"checkpoint_every": scheduler.interval}
+    pretrained = whole.model.pretrained
+    if pretrained is not None and Path(pretrained).exists():
+        table["model"] = table["model"] | {"pretrained": str(Path(pretrained).resolve())}
+    if (observed := table["assimilate"].get("observations")) is not None:
+        whole_path = {"file": str(Path(observed["file"]).resolve())}
+        table["assimilate"] = table["assimilate"] | {"observations": observed | whole_path}
+    return table

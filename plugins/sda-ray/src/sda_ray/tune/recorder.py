@@ -16,7 +16,7 @@ from sda_ray.tune.searcher import TIME, VALUE, Stateless
 from sda_ray.tune.study import Study
 
 #: Seconds that trials have to write a checkpoint when the study is stopped.
-GRACE_PERIOD = 120.0
+_GRACE_PERIOD = 120.0
 
 
 class Recorder(Stateless, tune.Callback):
@@ -24,28 +24,29 @@ class Recorder(Stateless, tune.Callback):
 
     Args:
         study: The study.
-        scheduler: Name of what prunes.
         fetch: Called with the number of a trial that has ended.
-        recorded: Called when that is recorded.
+        ended: Called when that is recorded.
         changed: Called after each change.
     """
 
     def __init__(
         self,
         study: Study,
-        scheduler: str,
-        fetch: Callable[[int], object] = lambda number: None,
-        recorded: Callable[[], None] = lambda: None,
-        changed: Callable[[], None] = lambda: None,
+        fetch: Callable[[int], object],
+        ended: Callable[[], None],
+        changed: Callable[[], None],
     ) -> None:
-        self._study, self._scheduler = study, scheduler
-        self._fetch, self._recorded, self._changed = fetch, recorded, changed
+        self._study, self._fetch, self._ended, self._changed = study, fetch, ended, changed
         self.running: set[int] = set()
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Know that it runs."""
         self.running.add(_number(trial))
         self._changed()
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Know that it has lost its process, and is to start again."""
+        self.running.discard(_number(trial))
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
@@ -61,18 +62,15 @@ class Recorder(Stateless, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Record how it ended: as it says itself, else it was pruned."""
         last = trial.last_result or {}
-        outcome = dict(last.get("outcome") or {})
-        if not outcome:
-            curve = self._study[_number(trial)].curve
+        if "outcome" in last:
+            self._end(trial, dict(last["outcome"]))
+            return
+        cause, curve = self._study.settings["scheduler"]["name"], self._study[_number(trial)].curve
+        if curve:
             unit = "epoch" if self._study.stage == "train" else "observation set"
-            done = f" after {unit} {curve[-1][0]}" if curve else ""
-            metrics = last.get("metrics", {})
-            outcome = {
-                "state": "pruned",
-                "cause": f"{self._scheduler}{done}",
-                "metrics": metrics,
-            }
-        self._end(trial, outcome)
+            cause = f"{cause} after {unit} {curve[-1][0]}"
+        metrics = last.get("metrics", {})
+        self._end(trial, {"state": "pruned", "cause": cause, "metrics": metrics})
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Record that it has lost its process for good; others say themselves why they failed."""
@@ -86,7 +84,7 @@ class Recorder(Stateless, tune.Callback):
         self.running.discard(number)
         self._fetch(number)
         self._study.end(number, outcome.pop("state"), outcome)
-        self._recorded()
+        self._ended()
         self._changed()
 
 
@@ -97,24 +95,30 @@ def _number(trial: Any) -> int:
 class Stopper(Stateless, tune.Stopper):
     """Ends all trials when that is asked for, or the time is over; each writes a checkpoint first.
 
+    And it ends the call of Tune where no trial runs, and none starts: Ray can wait for ever for a
+    process that has run out of memory while it started.
+
     Args:
         stopping: Whether to stop.
-        budget: Seconds after which to stop; None for no limit.
+        end: When the time is over, of the monotonic clock; None for no limit.
+        start_timeout: Seconds in which some trial must have started.
         flag: By which trials are told.
-        running: The trials that have not ended.
+        running: The trials that have started, and not ended.
     """
 
     def __init__(
         self,
         stopping: Callable[[], bool],
-        budget: float | None,
+        end: float | None,
+        start_timeout: float,
         flag: StopFlag,
         running: set[int],
     ) -> None:
         self._stopping, self._flag, self._running = stopping, flag, running
-        self._end = math.inf if budget is None else time.monotonic() + budget
+        self._end = math.inf if end is None else end
+        self._start_timeout, self._last_running = start_timeout, time.monotonic()
         self._told: float | None = None
-        self.is_late = False
+        self.is_late = self.has_stalled = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether a single trial ends: never."""
@@ -127,9 +131,13 @@ class Stopper(Stateless, tune.Stopper):
 
     def stop_all(self) -> bool:
         """Tell the trials; and end them, once they have ended themselves or take too long."""
+        now = time.monotonic()
+        if self._running:
+            self._last_running = now
+        self.has_stalled = now > self._last_running + self._start_timeout
         if self._told is None and self.is_stopping():
-            self._told = time.monotonic()
+            self._told = now
             self._flag.set()
         if self._told is None:
-            return False
-        return not self._running or time.monotonic() > self._told + GRACE_PERIOD
+            return self.has_stalled
+        return not self._running or now > self._told + _GRACE_PERIOD

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import attrs
 from ray import tune
@@ -16,16 +16,13 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from sda_ray.tune.config import SweepSettings
 from sda_ray.tune.parameter import Parameter
-from sda_ray.tune.search_space import Space
 from sda_ray.tune.searcher import TIME, VALUE
 from sda_ray.tune.study import TrialRecord
 
-if TYPE_CHECKING:
-    from sda_ray.tune.config import RayTune
 
-
-def make_scheduler(sweep: RayTune, longest: int) -> TrialScheduler:
+def make_scheduler(sweep: SweepSettings, longest: int) -> TrialScheduler:
     """The scheduler that a sweep asks for.
 
     Args:
@@ -49,7 +46,7 @@ def make_scheduler(sweep: RayTune, longest: int) -> TrialScheduler:
             min_time_slice=cast(int, math.inf),  # no trial waits for others
         )
     if asked.name == "pbt":
-        parameters = Space.parse(sweep.space).parameters
+        parameters = sweep.search_space.parameters
         return _Population(
             time_attr=TIME,
             perturbation_interval=asked.interval,
@@ -86,7 +83,7 @@ def _mutation(parameter: Parameter) -> Any:
     if parameter.is_finite:
         return list(parameter.all())
     draw = tune.loguniform if parameter.kind == "log_range" else tune.uniform
-    return draw(*parameter.ends)
+    return draw(*parameter.values)
 
 
 class _Population(PopulationBasedTraining):
@@ -101,7 +98,7 @@ class _Population(PopulationBasedTraining):
         moved = config["trial"]["parameters"]
         for parameter in self._parameters:
             if not parameter.is_finite:
-                low, high = parameter.ends
+                low, high = parameter.values
                 moved[parameter.path] = min(max(moved[parameter.path], low), high)
         number = trial.config["trial"]["number"]
         return {**config, "trial": {"number": number, "parameters": moved}}, operations

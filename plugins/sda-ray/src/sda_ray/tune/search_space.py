@@ -13,14 +13,17 @@ A space is a table whose leaves are tables with one of four keys; lists are ente
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sda_core.config import set_by_path, structure
+from sda_core.config import nearest, set_by_path, structure
+from sda_core.config.convert import configuration_fields
 from sda_core.errors import ConfigError, SDAError
-from sda_ray.tune.parameter import KINDS, TABLE, Parameter, read_parameter, wrong_conditions
-from sda_ray.tune.paths import renamed
+from sda_core.experiment import Experiment
+from sda_core.plugins import default_manager
+from sda_ray.tune.parameter import KINDS, TABLE, Parameter, read_parameter
 
 if TYPE_CHECKING:
     import optuna
@@ -46,17 +49,14 @@ class Space:
                 found[path] = read_parameter(path, leaf)
             except ConfigError as error:
                 problems.append(str(error))
-        if not problems:
-            problems = [
-                p for parameter in found.values() for p in wrong_conditions(parameter, found)
-            ]
         if not found and not problems:
-            problems = [
+            problems.append(
                 f"{TABLE}: it is empty; name what is varied, such as "
                 "train.learning_rate = { log_range = [1e-4, 1e-2] }"
-            ]
+            )
         _raise(problems)
-        return cls(tuple(_ordered(found)))
+        _raise(problem for each in found.values() for problem in _wrong_conditions(each, found))
+        return cls(tuple(found[path] for path in _ordered(found)))
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -65,15 +65,11 @@ class Space:
 
     def touches(self, *tables: str) -> list[str]:
         """Those paths that lie in one of the tables, or are one."""
-        return [p for p in self.paths if any(p == t or p.startswith(f"{t}.") for t in tables)]
+        return [p for p in self.paths if any(f"{p}.".startswith(f"{t}.") for t in tables)]
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Let a search choose: values by path, of those parameters that then exist."""
         return self._chosen(lambda parameter: parameter.suggest(trial))
-
-    def values_of(self, labels: Mapping[str, Any]) -> dict[str, Any]:
-        """The values that labels in the database stand for."""
-        return {p.path: p.value_of(labels[p.path]) for p in self.parameters if p.path in labels}
 
     def labels_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What stands for values in the database."""
@@ -98,18 +94,11 @@ class Space:
             for p in self.parameters
             if not p.is_finite
         )
-        combinations: list[dict[str, Any]] = [{}]
+        grid: list[dict[str, Any]] = [{}]
         for parameter in self.parameters:
-            combinations = [
-                before | more
-                for before in combinations
-                for more in (
-                    [{parameter.path: value} for value in parameter.all()]
-                    if parameter.exists(before)
-                    else [{}]
-                )
-            ]
-        return combinations
+            values = [{parameter.path: value} for value in parameter.all()]
+            grid = [g | more for g in grid for more in (values if parameter.exists(g) else [{}])]
+        return grid
 
     def check_numbers(self) -> None:
         """Refuse a space in which nothing follows from earlier trials by CMA-ES.
@@ -128,16 +117,15 @@ class Space:
     def apply(self, table: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """Put values into the table of an experiment; the table is left as it is.
 
-        Another component's ``name`` keeps those fields of the table that the component has, too.
+        Another component's ``name`` keeps those fields of its table that the component has, too.
         """
         result = dict(table)
-        for parameter in self.parameters:
-            if parameter.path in values:
-                path, value = parameter.path, values[parameter.path]
-                outer, _, last = path.rpartition(".")
-                if outer and last == "name":
-                    path, value = outer, renamed(result, outer, value)
-                result = set_by_path(result, path, value)
+        for path in [path for path in self.paths if path in values]:
+            outer, _, last = path.rpartition(".")
+            if outer and last == "name":
+                result = set_by_path(result, outer, _renamed(table, result, outer, values[path]))
+            else:
+                result = set_by_path(result, path, values[path])
         return result
 
     def check(self, table: Mapping[str, Any]) -> None:
@@ -149,12 +137,9 @@ class Space:
         Raises:
             ConfigError: There is no such path, or a value is not allowed there; names all.
         """
-        from sda_core.experiment import Experiment
-
         problems: dict[str, None] = {}  # in order, each once
         for parameter in self.parameters:
-            tried = parameter.values if parameter.kind == "choice" else parameter.ends
-            for value in tried:
+            for value in parameter.values:
                 needed = self._needed(parameter) | {parameter.path: value}
                 values = self._chosen(lambda p, needed=needed: needed.get(p.path, p.values[0]))  # type: ignore[misc]
                 try:
@@ -173,14 +158,6 @@ class Space:
         return needed
 
 
-def _raise(problems: Iterable[str]) -> None:
-    lines = list(problems)
-    if len(lines) > 1:
-        lines = [f"{len(lines)} problems:", *(f"  {line}" for line in lines)]
-    if lines:
-        raise ConfigError("\n".join(lines))
-
-
 def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of a space by path: tables that say values, and what is no table."""
     for key, value in table.items():
@@ -194,18 +171,60 @@ def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield path, value
 
 
-def _ordered(found: Mapping[str, Parameter]) -> Iterator[Parameter]:
-    """What others depend on comes first, names before the other keys of their table."""
-    done: dict[str, Parameter] = {}
+def _raise(problems: Iterable[str]) -> None:
+    lines = list(problems)
+    if len(lines) > 1:
+        lines = [f"{len(lines)} problems:", *(f"  {line}" for line in lines)]
+    if lines:
+        raise ConfigError("\n".join(lines))
 
-    def add(parameter: Parameter) -> None:
-        for path in parameter.when:
-            add(found[path])
-        done.setdefault(parameter.path, parameter)
 
-    def rank(path: str) -> tuple[int, bool]:
-        return path.count("."), not path.endswith(".name")
+def _wrong_conditions(parameter: Parameter, found: Mapping[str, Parameter]) -> Iterator[str]:
+    """What is wrong with the conditions of a parameter, given all that are found."""
+    for path, allowed in parameter.when.items():
+        where = f"{TABLE}.{parameter.path}.when.{path}"
+        if path not in found:
+            hint = f"did you mean {match!r}? " if (match := nearest(path, found)) else ""
+            yield f"{where}: not in the space, {hint}there are: {', '.join(found)}"
+        elif not (other := found[path]).is_finite:
+            yield (
+                f"{where}: {path} is a {other.kind}; only a choice, integers or a range with a "
+                "step can be asked"
+            )
+        elif wrong := [value for value in allowed if value not in other.all()]:
+            yield f"{where}: got {wrong[0]!r}, allowed: {', '.join(map(repr, other.all()))}"
 
-    for path in sorted(found, key=rank):
-        add(found[path])
-    yield from done.values()
+
+def _ordered(found: Mapping[str, Parameter]) -> list[str]:
+    """The paths: after those in their conditions, and after their table or its name."""
+    order = TopologicalSorter[str]()
+    for path in sorted(found, key=lambda path: (path.count("."), not path.endswith(".name"))):
+        tables = [q for q in found if q != path and path.startswith(q.removesuffix(".name") + ".")]
+        order.add(path, *found[path].when, *tables)
+    try:
+        return list(order.static_order())
+    except CycleError as error:
+        cycle = error.args[1]
+        raise ConfigError(
+            f"{TABLE}.{cycle[0]}.when: depends on itself, by {' and '.join(cycle[1:])}"
+        ) from None
+
+
+def _renamed(base: Any, table: Mapping[str, Any], path: str, name: Any) -> dict[str, Any]:
+    """The table for the ``name`` at a path, with those fields of the earlier one that it has too.
+
+    Args:
+        base: The table of an experiment that is whole.
+        table: The same, in which values were changed.
+        path: The path of a table in it.
+        name: The name of the component that is put there.
+    """
+    component: Any = structure(Experiment, base)
+    earlier: Any = table
+    for part in path.split("."):
+        component, earlier = getattr(component, part, None), earlier.get(part, {})
+    try:
+        kept = configuration_fields(default_manager().get(component.sda_kind, name))
+    except (AttributeError, SDAError):  # which is said where the experiment is checked
+        kept = {}
+    return {key: value for key, value in earlier.items() if key in kept} | {"name": name}

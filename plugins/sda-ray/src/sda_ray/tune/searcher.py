@@ -7,16 +7,14 @@ knows nothing of earlier calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from sda_ray.tune.config import SweepSettings
 from sda_ray.tune.study import Study, TrialRecord
-
-if TYPE_CHECKING:
-    from sda_ray.tune.config import RayTune
 
 #: Names of the time and of the metric in Tune's results.
 TIME, VALUE = "epoch", "value"
@@ -43,35 +41,76 @@ class Suggestions:
     def __init__(
         self,
         study: Study,
-        sweep: RayTune,
+        sweep: SweepSettings,
         planned_epochs: Callable[[Mapping[str, Any]], int | None] = lambda parameters: None,
     ) -> None:
-        self.study, self._planned_epochs = study, planned_epochs
-        self._grid = study.space.grid() if sweep.search == "grid" else None
+        self.study, self._planned_epochs, self._planned = study, planned_epochs, sweep.planned
+        self._space = sweep.search_space
+        self._grid = self._space.grid() if sweep.search == "grid" else None
         known = study.optuna.get_trials(deepcopy=False)
         self._unfinished = [t.number for t in known if t.state == TrialState.RUNNING]
         self._started = sum(trial.state != TrialState.WAITING for trial in known)
-        self.planned = min(sweep.trials, len(self._grid)) if self._grid else sweep.trials
         # Another seed than at the start, so that what was suggested then is not suggested again.
-        study.optuna.sampler = make_sampler(sweep, sweep.seed + len(known))
+        seed = sweep.seed + len(known)
+        study.optuna.sampler = optuna.samplers.RandomSampler(seed=seed)
+        self._cma_es = _CmaEs(study, sweep, seed) if sweep.search == "cma-es" else None
+        if sweep.search == "tpe":
+            study.optuna.sampler = optuna.samplers.TPESampler(
+                n_startup_trials=sweep.startup_trials, seed=seed
+            )
 
     def next(self) -> TrialRecord | None:
         """The next trial; None when all are started."""
-        study = self.study
+        study = self.study.optuna
         if self._unfinished:
-            number = self._unfinished.pop(0)
-            frozen = study.optuna.get_trials(deepcopy=False)[number]
-            trial = optuna.Trial(study.optuna, frozen._trial_id)
-        elif self._started < self.planned:
-            if self._grid is not None and not study.optuna.get_trials(states=(TrialState.WAITING,)):
-                study.optuna.enqueue_trial(study.space.labels_of(self._grid[self._started]))
-            trial = study.optuna.ask()
+            frozen = study.get_trials(deepcopy=False)[self._unfinished.pop(0)]
+            trial = optuna.Trial(study, frozen._trial_id)
+        elif self._started < self._planned:
+            waiting = study.get_trials(states=(TrialState.WAITING,))
+            if not waiting and (values := self._values()) is not None:
+                study.enqueue_trial(self._space.labels_of(values))
+            trial = study.ask()
             self._started += 1
         else:
             return None
         # What a killed call had not been given yet, a resumed trial is given now.
-        parameters = trial.user_attrs.get("parameters") or study.space.suggest(trial)
-        return study.start(trial, self._planned_epochs(parameters))
+        parameters = trial.user_attrs.get("parameters") or self._space.suggest(trial)
+        return self.study.start(trial, parameters, self._planned_epochs(parameters))
+
+    def _values(self) -> dict[str, Any] | None:
+        """What is tried next, where the sampler of the study does not say it."""
+        if self._grid is not None:
+            return self._grid[self._started]
+        return None if self._cma_es is None else self._cma_es.suggest()
+
+
+class _CmaEs:
+    """CMA-ES by a study in memory: Optuna's sampler keeps pickles in its study, and reads them."""
+
+    def __init__(self, study: Study, sweep: SweepSettings, seed: int) -> None:
+        sampler = optuna.samplers.CmaEsSampler(
+            n_startup_trials=sweep.startup_trials, seed=seed, warn_independent_sampling=False
+        )
+        self._study, self._space = study, sweep.search_space
+        self._memory = optuna.create_study(sampler=sampler, direction=study.optuna.direction)
+        self._asked: dict[int, optuna.Trial] = {}
+        for trial in study.optuna.get_trials(states=(TrialState.COMPLETE,)):
+            self._memory.add_trial(
+                optuna.trial.create_trial(
+                    params=trial.params, distributions=trial.distributions, value=trial.value
+                )
+            )
+
+    def suggest(self) -> dict[str, Any]:
+        """Values for the next trial of the study."""
+        known = self._study.optuna.get_trials(deepcopy=False)
+        for number in [n for n in self._asked if known[n].state.is_finished()]:
+            state = known[number].state
+            value = known[number].value if state == TrialState.COMPLETE else None
+            self._memory.tell(self._asked.pop(number), value, state=state)
+        trial = self._memory.ask()
+        self._asked[len(known)] = trial
+        return self._space.suggest(trial)
 
 
 class StudySearcher(Stateless, Searcher):
@@ -91,7 +130,7 @@ class StudySearcher(Stateless, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: the study has heard of it from the callback, which knows more."""
+        """Nothing: the study has heard of it from the recorder, which knows more."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is on the disk."""
@@ -103,15 +142,3 @@ class StudySearcher(Stateless, Searcher):
 def config_of(trial: TrialRecord) -> dict[str, Any]:
     """What the process of a trial is given."""
     return {"number": trial.number, "parameters": trial.parameters}
-
-
-def make_sampler(sweep: RayTune, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler of Optuna that a sweep asks for."""
-    start = sweep.startup_trials
-    if sweep.search == "tpe":
-        return optuna.samplers.TPESampler(n_startup_trials=start, seed=seed)
-    if sweep.search == "cma-es":
-        return optuna.samplers.CmaEsSampler(
-            n_startup_trials=start, seed=seed, warn_independent_sampling=False
-        )
-    return optuna.samplers.RandomSampler(seed=seed)

@@ -10,7 +10,6 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sda_core.errors import SweepError
 from sda_core.io.files import plain, replace_file
-from sda_ray.tune.search_space import Space
 
 #: How a trial can stand. "stopped": it had not ended when the study was stopped.
 State = Literal["finished", "pruned", "failed", "stopped", "running"]
@@ -124,7 +122,7 @@ class Study:
             )
         try:
             study = cls(_load(path))
-            study.space  # noqa: B018 - it is read
+            study.settings  # noqa: B018 - it is read
         except Exception as error:  # Optuna and SQLAlchemy raise what they like
             raise SweepError(
                 f"{path} is not the study of a sweep ({error!r}): it was changed, or another "
@@ -145,11 +143,6 @@ class Study:
     def seconds(self) -> float:
         """Time that the study took, over all calls [s]."""
         return float(self.optuna.user_attrs.get("seconds", 0.0))
-
-    @cached_property
-    def space(self) -> Space:
-        """What is varied."""
-        return Space.parse(self._facts["settings"]["space"])
 
     # --- how it stands ---
 
@@ -191,23 +184,25 @@ class Study:
         return TrialRecord(
             number=trial.number,
             state="stopped" if state == "running" and given.get("stopped") else state,
-            parameters=given.get("parameters") or self.space.values_of(trial.params),
             value=trial.value if state == "finished" else reached,
             metrics={k: v for k, v in given.items() if k not in _FIELDS},
             curve=curve,
             epochs=curve[-1][0] if trains and curve else None,
-            **{k: given[k] for k in _FIELDS if k in given and k not in ("parameters", "stopped")},
+            **{k: given[k] for k in _FIELDS if k in given and k != "stopped"},
         )
 
     # --- how it goes on ---
 
-    def start(self, trial: optuna.Trial, planned_epochs: int | None) -> TrialRecord:
+    def start(
+        self, trial: optuna.Trial, parameters: Mapping[str, Any], planned_epochs: int | None
+    ) -> TrialRecord:
         """Record that a trial starts, or is resumed."""
         attributes = trial.user_attrs
         self._open[trial.number] = trial
         self._before[trial.number] = attributes.get("seconds", 0.0)
         trial.set_user_attr("stopped", False)
         trial.set_user_attr("planned_epochs", planned_epochs)
+        trial.set_user_attr("parameters", parameters)
         trial.set_user_attr("directory", f"trials/{trial.number:05d}")
         return self[trial.number]
 

@@ -28,9 +28,10 @@ from sda_core.experiment import Experiment, Run
 from sda_core.model import TrainedModel
 from sda_core.plugins import default_manager
 from sda_ray.cluster import Ray
-from sda_ray.remote import WorkerResources, exit_with_raylet, hide_gpus
+from sda_ray.remote import exit_with_raylet, hide_gpus
 from sda_ray.storage import upload
-from sda_ray.sync import WorkerCopy, synced
+from sda_ray.sync import RemoteDirectory, synced
+from sda_ray.tune.assimilation import assimilate_sets, no_metric
 from sda_ray.tune.callbacks import (
     Report,
     StopFlag,
@@ -39,8 +40,7 @@ from sda_ray.tune.callbacks import (
     forwarding,
     report_to_tune,
 )
-from sda_ray.tune.context import TrialContext
-from sda_ray.tune.inference import assimilate_sets, no_metric
+from sda_ray.tune.context import TrialContext, TrialUploader
 from sda_ray.tune.searcher import TIME, VALUE
 
 #: What a training is resumed from, in its run directory.
@@ -57,7 +57,7 @@ def trainable(config: dict[str, Any], context: TrialContext, flag: StopFlag) -> 
 
     def report(epoch: int, value: float, metrics: Mapping[str, float]) -> None:
         last.update({TIME: epoch, VALUE: value, "metrics": dict(metrics)})
-        report_to_tune(last, here.trial(number), TRAINED if here.interval is not None else ())
+        report_to_tune(last, here.trial(number), TRAINED if here.is_population else ())
 
     with context.opened(number) as here:
         if (checkpoint := tune.get_checkpoint()) is not None:  # its own, or that of a better trial
@@ -93,7 +93,7 @@ def run_trial(
     try:
         flag.check()
         experiment = context.experiment(parameters)
-        run = _train if context.stage == "train" else assimilate_sets
+        run = _train if context.sweep.stage == "train" else assimilate_sets
         return {"state": "finished", **run(context, number, experiment, report, flag)}
     except StudyStopped:
         return {"state": "stopped"}
@@ -106,56 +106,67 @@ def run_trial(
 def _train(
     context: TrialContext, number: int, experiment: Experiment, report: Report, flag: StopFlag
 ) -> dict[str, Any]:
-    directory, learns = context.trial(number), context.interval is not None
-    known = reported(directory, context.metric)
+    directory, sweep, learns = context.trial(number), context.sweep, context.is_population
+    known = reported(directory, sweep.metric)
     for epoch, value, metrics in known[-1:] if learns else known:
         report(epoch, value, metrics)
     if not context.shares_data:
         stages.simulate(experiment, directory, progress=False)
-    options: dict[str, Any] = {"progress": False, "may_change": context.space if learns else ()}
-    alone = context.workers is None
-    with nullcontext(report) if alone else forwarding(report) as sent:
-        callback = TrialCallback(context.metric, sent, flag, at_checkpoints=learns)
-        if context.workers is not None:
-            options |= {
-                "workers": context.workers.number,
-                "gpus_per_worker": context.workers.gpus,
-                "cluster": _cluster_of(context, context.workers, number),
-            }
-        model = stages.train(experiment, directory, hooks=[callback], **options)
-    result = evaluate_trial(Run(experiment, directory, progress=False), model, flag, context)
-    known = reported(directory, context.metric)
+    is_alone = sweep.workers_per_trial == 1
+    with nullcontext(report) if is_alone else forwarding(report) as sent:
+        hooks: list[object] = [flag, TrialCallback(sweep.metric, sent, at_checkpoints=learns)]
+        options: dict[str, Any] = {}
+        if not is_alone:
+            workers, cluster = sweep.workers, _cluster_of(context, number)
+            options = {"workers": workers.number, "gpus_per_worker": workers.gpus}
+            options["cluster"] = cluster
+        elif context.storage is not None:
+            hooks.append(TrialUploader(context, number))
+        model = stages.train(
+            experiment,
+            directory,
+            progress=False,
+            may_change=sweep.search_space.paths if learns else (),
+            hooks=hooks,
+            **options,
+        )
+    result = evaluate_trial(
+        Run(experiment, directory, progress=False), model, flag, with_posterior=sweep.evaluate
+    )
+    known = reported(directory, sweep.metric)
     result["metrics"] = (known[-1][2] if known else {}) | result["metrics"]
     if not known:  # no epoch has it: it is one of what comes after the training
-        if context.metric not in result["metrics"]:
-            raise SweepError(no_metric(context.metric, result["metrics"]))
-        result["value"] = result["metrics"][context.metric]
+        if sweep.metric not in result["metrics"]:
+            raise SweepError(no_metric(sweep.metric, result["metrics"]))
+        result["value"] = result["metrics"][sweep.metric]
     return result
 
 
-def _cluster_of(context: TrialContext, workers: WorkerResources, number: int) -> Ray:
+def _cluster_of(context: TrialContext, number: int) -> Ray:
     """The cluster whose workers train a trial's model."""
-    options: dict[str, Any] = {"worker_cpus": workers.cpus, "retries": context.retries}
+    options: dict[str, Any] = {
+        "worker_cpus": context.sweep.cpus_per_trial,
+        "retries": context.sweep.retries,
+    }
     if context.storage is None:
         return Ray(**options)
-    data = context.data_url(number).removeprefix(f"{context.storage}/")
-    return _TrialRay(copy=WorkerCopy(context.storage, f"trials/{number:05d}", data), **options)
+    return _TrialRay(remote=context.remote(number), **options)
 
 
 @component
 class _TrialRay(Ray):
     """A cluster whose storage has the trial already."""
 
-    copy: WorkerCopy
+    remote: RemoteDirectory
 
     @contextmanager
     def sync_directory(self, directory: Path, **_: Any) -> Iterator[SyncedDirectory]:
         """Sync what is there; see :meth:`sda_core.cluster.Cluster.sync_directory`."""
         own = directory / "data"
         if not own.is_symlink():
-            upload(own, f"{self.copy.storage}/{self.copy.data}")
-        with synced(self.copy, directory) as (copy, _fetch):
-            yield copy, lambda: None  # nobody asks for it before the end
+            upload(own, f"{self.remote.storage}/{self.remote.data}")
+        with synced(self.remote, directory):
+            yield self.remote, lambda: None  # nobody asks for it before the end
 
 
 def reported(directory: Path, metric: str) -> list[tuple[int, float, dict[str, float]]]:
@@ -173,7 +184,7 @@ def reported(directory: Path, metric: str) -> list[tuple[int, float, dict[str, f
 
 
 def evaluate_trial(
-    run: Run, model: TrainedModel, flag: StopFlag, context: TrialContext
+    run: Run, model: TrainedModel, flag: StopFlag, *, with_posterior: bool
 ) -> dict[str, Any]:
     """Score a trained model, and draw the figures of its trial.
 
@@ -191,7 +202,7 @@ def evaluate_trial(
         except Exception as error:  # noqa: BLE001 - no trial is lost for a picture
             warnings.warn(f"figures cannot be drawn: {type(error).__name__}: {error}", stacklevel=2)
     result: dict[str, Any] = {"metrics": denoising_scores(found)}
-    if not context.evaluate:
+    if not with_posterior:
         return result
     try:
         with default_manager().with_plugins([flag]):

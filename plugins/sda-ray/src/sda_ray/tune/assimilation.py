@@ -7,7 +7,6 @@ import statistics
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from sda_core import stages
@@ -17,9 +16,8 @@ from sda_core.evaluation.scores import evaluate_ensemble, plugin_scores
 from sda_core.experiment import Experiment, Run
 from sda_core.io import xarray as xarray_io
 from sda_core.io.files import write_text
-from sda_core.random import seeded_generator
 from sda_core.stages.assimilation import infer
-from sda_core.stages.common import POSTERIOR, REFERENCE, stream
+from sda_core.stages.common import POSTERIOR, stream
 from sda_ray.tune.callbacks import Report, StopFlag
 from sda_ray.tune.context import TrialContext
 
@@ -33,18 +31,18 @@ def assimilate_sets(
     context: TrialContext, number: int, experiment: Experiment, report: Report, flag: StopFlag
 ) -> dict[str, Any]:
     """Infer all observation sets of a trial, or those that are missing."""
-    directory = context.trial(number)
+    directory, metric = context.trial(number), context.sweep.metric
     Run(experiment, directory).write_config()
     path = directory / "sets.json"
     done: list[dict[str, float]] = json.loads(path.read_text()) if path.is_file() else []
-    for index in range(context.sets):
+    for index in range(context.sweep.observation_sets):
         if index == len(done):
             done.append(_scores(context, experiment, directory, index, flag))
             write_text(path, json.dumps(done, indent=1) + "\n")
             context.upload(number)
         means = _means(done[: index + 1])
-        report(index + 1, means[context.metric], means)
-    values = [scores[context.metric] for scores in done]
+        report(index + 1, means[metric], means)
+    values = [scores[metric] for scores in done]
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
     return {"value": statistics.fmean(values), "error": error, "metrics": _means(done)}
 
@@ -68,7 +66,7 @@ def _scores(
         stream(experiment.seed, POSTERIOR),
         lambda step, steps: flag.check(),
     )
-    if context.predictions:
+    if context.sweep.predictions:
         array = xarray_io.trajectories(x, problem.system.spec).rename("posterior")
         xarray_io.save(array, directory / f"posterior-{number}.nc")
     reference = None
@@ -78,8 +76,8 @@ def _scores(
     scores |= plugin_scores(run.manager, problem, x)
     assert problem.truth is not None  # since it is a trajectory of the test split
     scores |= variable_scores(problem.system.spec.variable_names, x.mean(0), problem.truth)
-    if context.metric not in scores:
-        raise SweepError(no_metric(context.metric, scores))
+    if context.sweep.metric not in scores:
+        raise SweepError(no_metric(context.sweep.metric, scores))
     if number == 0:
         ensembles = {"posterior": x} | ({} if reference is None else {"reference": reference})
         try:
@@ -89,19 +87,3 @@ def _scores(
         except Exception as error:  # noqa: BLE001 - no trial is lost for a picture
             warnings.warn(f"figures cannot be drawn: {type(error).__name__}: {error}", stacklevel=2)
     return scores
-
-
-def make_reference(context: TrialContext, number: int) -> bytes:
-    """Draw the ensemble that counts as the truth for an observation set, and give it as a file."""
-    here = context.staged()
-    experiment = here.observed(here.experiment({}), number)
-    run = Run(experiment, here.directory, progress=False)
-    method: Any = experiment.evaluate.reference
-    seed = seeded_generator(experiment.seed, REFERENCE, 0).initial_seed()
-    problem, members = stages.make_problem(run), experiment.assimilate.members
-    x = infer(run, method, problem, members, seed, lambda step, steps: None)
-    array = xarray_io.trajectories(x, problem.system.spec).rename("reference")
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "reference.nc"
-        xarray_io.save(array, path)
-        return path.read_bytes()
