@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import ray as module
@@ -194,6 +195,23 @@ from sda_ray.connection import on_loopback
 from tests.core import cluster_work
 list(Ray(cpus=2).map(cluster_work.Hang(Path(sys.argv[1])), [1, 2], workers=2))
 """
+
+
+def test_what_is_written_is_private_and_removed() -> None:
+    code = """
+import os, stat, sys
+from pathlib import Path
+from sda_ray.cluster import Ray
+with Ray(cpus=1).connected():
+    (folder,) = Path(sys.argv[1]).iterdir()
+    assert list(folder.glob("ray/session*"))
+    print(oct(stat.S_IMODE(folder.stat().st_mode)))
+"""
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", code, folder]
+        environment = os.environ | {"TMPDIR": folder}
+        assert subprocess.check_output(command, env=environment, text=True) == "0o700\n"
+        assert not os.listdir(folder)
 
 
 @pytest.mark.slow

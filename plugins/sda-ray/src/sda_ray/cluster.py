@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sda_core.cluster import Cluster, SyncedDirectory, WorkerChannel
 from sda_core.config import at_least, component, non_negative, option, positive
 from sda_core.errors import ClusterError
-from sda_ray.connection import in_own_process_group, knock, on_loopback
+from sda_ray.connection import in_own_process_group, knock, on_loopback, private_folder
 from sda_ray.distributed import run_distributed
 from sda_ray.remote import WorkerResources, get_work, hide_gpus, put_work, result_of
 from sda_ray.sync import sync_directory
@@ -87,11 +87,22 @@ class Ray(Cluster):
         if ray.is_initialized():
             yield
             return
+        with private_folder() as folder:
+            self._connect(folder)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+
+    def _connect(self, folder: str) -> None:
+        import ray
+
         try:
             if self.address is None:
                 with on_loopback(), in_own_process_group():
                     ray.init(
                         address="local",
+                        _temp_dir=folder,
                         num_cpus=self.cpus,
                         num_gpus=self.gpus,
                         include_dashboard=False,
@@ -109,10 +120,6 @@ class Ray(Cluster):
                 f"cluster.address = {self.address!r} cannot be reached ({error}): start a head "
                 "with `ray start --head`, give another address, or none for this machine by itself"
             ) from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
     def map(
         self, work: Callable[[T], R], tasks: Sequence[T], *, workers: int

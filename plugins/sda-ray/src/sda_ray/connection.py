@@ -6,6 +6,8 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 
@@ -31,6 +33,13 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def private_folder() -> Iterator[str]:
+    """A folder for the files of a cluster on this machine, which other users cannot enter."""
+    with TemporaryDirectory(prefix="sda-", ignore_cleanup_errors=True) as folder:
+        yield str(Path(folder) / "ray")  # Ray lets everybody into the one that it is given
 
 
 @contextmanager

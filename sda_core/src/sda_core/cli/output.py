@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO
 import typer
 
 from sda_core.errors import SDAError
+from sda_core.io.secrets import redact
 from sda_core.plugins import PluginManager
 from sda_core.plugins.guard import stdout_to_stderr
 
@@ -55,8 +56,9 @@ def echo(line: str, *, end: str = "\n") -> None:
 
 
 def printable(text: str) -> str:
-    """A text in which characters that would control the terminal are escaped."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    """A text without secrets, in which characters that would control the terminal are escaped."""
+    shown = redact(text)
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in shown)
 
 
 def console() -> Console:

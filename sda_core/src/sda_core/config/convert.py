@@ -16,6 +16,7 @@ import cattrs
 from sda_core.config.fields import Check, CheckError
 from sda_core.config.text import is_list, is_table, is_union, type_text, value_text
 from sda_core.errors import ConfigError, SDAError
+from sda_core.io.secrets import has_secret
 from sda_core.plugins import PluginManager, default_manager
 from sda_core.plugins.names import did_you_mean
 
@@ -28,6 +29,12 @@ _PLAIN: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (Real, float),
     (str, str),
     (Path, str),
+)
+
+_SECRET = (
+    "this URL holds a password, key or token, which would be written to config.toml and shown: "
+    "take it out, and give it by the environment (such as AWS_SECRET_ACCESS_KEY) or the files that "
+    "the storage's library reads (such as ~/.aws/credentials or ~/.config/fsspec), on all machines"
 )
 
 
@@ -132,6 +139,8 @@ def _scalar(value: Any, cls: Any) -> Any:
     }
     if not accepted[cls]:
         raise _wrong(value, type_text(cls))
+    if isinstance(value, str) and has_secret(value):
+        raise _refuse(_SECRET)
     return cls(value)
 
 
@@ -319,6 +328,8 @@ def to_plain(value: Any, manager: PluginManager, path: str = "") -> Any:
         return {str(k): to_plain(v, manager, f"{path}.{k}".lstrip(".")) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_plain(entry, manager, f"{path}[{i}]") for i, entry in enumerate(value)]
+    if isinstance(value, str | Path) and has_secret(str(value)):
+        raise ConfigError(f"{path}: {_SECRET}")
     for abstract, plain in _PLAIN:
         if isinstance(value, abstract):
             return plain(value)

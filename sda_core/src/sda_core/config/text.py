@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from sda_core.io.secrets import redact
+
 _PLAIN = {type(None): "none", Any: "any value", Path: "path", dict: "table", tuple: "list"}
 _LONGEST = 60
 
@@ -48,6 +50,6 @@ def value_text(value: object) -> str:
     """A value as it stands in messages, shortened."""
     if isinstance(value, Mapping):
         return "a table"
-    text = repr(value)
+    text = redact(repr(value))
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return f"{text} ({type(value).__name__})"
