@@ -36,7 +36,7 @@ from sda_core.data import TrajectoryStore, WindowDataset, generate, split_path
 from sda_core.experiment import Experiment, Run
 from sda_core.model import device
 from sda_core.plugins import default_manager, hookimpl
-from sda_core.stages.training import new_model
+from sda_core.stages.new_model import new_model
 from sda_core.system import System, SystemSpec
 from sda_core.training import Trainer
 

@@ -248,8 +248,8 @@ def test_two_processes_do_not_make_one_data_set(tmp_path):
 
 
 def test_a_full_disk_is_told_before_starting(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1000))
+    usage = namedtuple("usage", "total free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 1000))
     with pytest.raises(DataError, match=r"takes 15 KiB of disk.*only 1000 bytes are free"):
         make(Walk(), tmp_path)
     assert not list(tmp_path.glob("*.h5*"))

@@ -123,13 +123,7 @@ class TrainedModel:
             ConfigError: The context asked for does not exist, or the kernel takes none.
         """
         context = _context(kernel, config.context, fields or {})
-        shape = WindowShape(
-            window=config.window,
-            variables=len(spec.variables),
-            grid=spec.grid_shape,
-            context=len(config.context),
-        )
-        network = kernel.build(shape)
+        network = kernel.build(window_shape(config, spec))
         denoiser = WindowDenoiser(
             network, schedule, config.window, config.parameterization, context
         )
@@ -268,6 +262,16 @@ class TrainedModel:
         )
         load_weights(model.denoiser, directory / "model.safetensors")
         return attrs.evolve(model, provenance=description["provenance"])
+
+
+def window_shape(config: ModelConfig, spec: SystemSpec) -> WindowShape:
+    """What a kernel is built for."""
+    return WindowShape(
+        window=config.window,
+        variables=len(spec.variables),
+        grid=spec.grid_shape,
+        context=len(config.context),
+    )
 
 
 def _received(

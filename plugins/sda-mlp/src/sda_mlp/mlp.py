@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sda_core.config import at_least, component, one_of, option
+from sda_core.config import at_least, between, component, one_of, option
 from sda_core.kernel import Kernel, TimeEmbedding, WindowShape
 
 ACTIVATIONS = {"ReLU": nn.ReLU, "ELU": nn.ELU, "GELU": nn.GELU, "SELU": nn.SELU, "SiLU": nn.SiLU}
@@ -25,7 +25,7 @@ class MLP(Kernel):
     """
 
     width: int = option(default=256, check=at_least(1), help="features of the hidden blocks")
-    depth: int = option(default=5, check=at_least(1), help="number of hidden blocks")
+    depth: int = option(default=5, check=between(1, 1000), help="number of hidden blocks")
     embedding: int = option(default=32, check=at_least(1), help="features of the time embedding")
     activation: str = option(default="SiLU", check=one_of(*ACTIVATIONS), help="activation function")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from sda_core.config import at_least, component, option
+from sda_core.config import at_least, between, component, option
 from sda_core.errors import ConfigError
 from sda_core.kernel import Kernel, TimeEmbedding, WindowShape
 
@@ -31,7 +31,7 @@ class Transformer(Kernel):
     """
 
     width: int = option(default=128, check=at_least(2), help="features per token")
-    blocks: int = option(default=4, check=at_least(1), help="number of transformer blocks")
+    blocks: int = option(default=4, check=between(1, 1000), help="number of transformer blocks")
     heads: int = option(default=4, check=at_least(1), help="attention heads; must divide width")
     expansion: int = option(default=4, check=at_least(1), help="features of the MLP, over width")
     checkpointing: bool = option(

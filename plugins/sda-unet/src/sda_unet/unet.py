@@ -49,7 +49,7 @@ class UNet(Kernel):
     )
     blocks: tuple[int, ...] = option(
         default=(3, 3, 3),
-        check=at_least(1),
+        check=between(1, 1000),
         help="residual blocks by level, on the way down and again on the way up",
     )
     embedding: int = option(default=64, check=at_least(1), help="features of the time embedding")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -52,8 +53,12 @@ def make_app(manager: PluginManager) -> typer.Typer:
     return app
 
 
+_python_format = warnings.formatwarning
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``sda``; errors of the user or the machine, which are no bugs, have no traceback."""
+    """Run ``sda``; errors and warnings of the library are shown without code."""
+    warnings.formatwarning = _format_warning
     try:
         manager = default_manager()
         app = make_app(manager)
@@ -62,9 +67,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except StoppedError as stop:
         print(stop, file=sys.stderr)
         sys.exit(130)  # as shells report a command stopped by Ctrl-C
-    except (SDAError, OSError, MemoryError) as error:
-        if os.environ.get(_DEBUG) == "1":
+    except Exception as error:
+        text = _error_text(error)
+        if text is None or os.environ.get(_DEBUG) == "1":
             raise
-        text = str(error) if isinstance(error, SDAError) else cause_text(error)
         print(f"error: {printable(text)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _error_text(error: Exception) -> str | None:
+    """What an error of the user or of the machine says; None for a bug."""
+    if isinstance(error, SDAError):
+        return str(error)
+    # torch has no class for the memory of a CPU.
+    if isinstance(error, MemoryError) or (
+        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    ):
+        said = str(error).partition("\n")[0]
+        return (
+            f"out of memory ({said}): ask for less at once, as by smaller sizes, or use a machine "
+            "or GPU with more; what was finished is kept"
+        )
+    return cause_text(error) if isinstance(error, OSError) else None
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    if category.__module__.partition(".")[0].startswith("sda_"):
+        return f"warning: {message}\n"
+    return _python_format(message, category, filename, lineno, line)

@@ -8,9 +8,10 @@ from sda_core.data.base import (
     Recipe,
     StoreInfo,
     StoreProblemError,
+    size_text,
     split_path,
 )
-from sda_core.data.generate import DataConfig, generate, preview
+from sda_core.data.generate import DataConfig, check_space, generate, preview
 from sda_core.data.preview import Preview
 from sda_core.data.report import FileReport, StoreReport, inspect
 from sda_core.data.standardization import Standardization
@@ -34,10 +35,12 @@ __all__ = [
     "TrajectoryStore",
     "VerifyReport",
     "WindowDataset",
+    "check_space",
     "from_arrays",
     "generate",
     "inspect",
     "preview",
+    "size_text",
     "split_path",
     "verify",
 ]

@@ -274,11 +274,11 @@ class StoreInfo:
 
 def size_text(size: float) -> str:
     """A number of bytes in words."""
-    for unit in ("bytes", "KiB", "MiB"):
+    for unit, digits in (("bytes", 0), ("KiB", 0), ("MiB", 0), ("GiB", 1)):
         if size < 1024:
-            return f"{size:.0f} {unit}"
+            return f"{size:.{digits}f} {unit}"
         size /= 1024
-    return f"{size:.1f} GiB"
+    return f"{size:,.1f} TiB"
 
 
 def split_path(directory: Path, split: str) -> Path:

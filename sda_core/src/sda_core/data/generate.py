@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import shutil
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, closing
@@ -34,7 +33,7 @@ from sda_core.errors import (
     SimulationError,
     SimulationWarning,
 )
-from sda_core.io.files import sync
+from sda_core.io.files import disk_usage, sync
 from sda_core.io.progress import ProgressOption, announce, is_shown, reporting
 from sda_core.system import System, SystemSpec, simulate_block
 from sda_core.threads import one_thread
@@ -121,6 +120,7 @@ def generate(
         SimulationError: States are not finite, however often they are drawn.
     """
     parts = _parts(system, path, config, seed, system_config)
+    check_space(parts.directory, config, system.spec)
     recipe = parts.recipe
     if _is_finished(parts.directory, recipe) and not parts.folder.exists():
         return parts.directory
@@ -296,11 +296,27 @@ def _is_whole(parts: Parts, block: int) -> bool:
     return True
 
 
+def check_space(path: Path, config: DataConfig, spec: SystemSpec) -> None:
+    """Refuse a data set that is larger than the disk, before anything is looked at.
+
+    Raises:
+        DataError: It can never fit.
+    """
+    needed = 4 * config.trajectories * config.length * math.prod(spec.state_shape)
+    total = disk_usage(path).total  # a part of it may be there already
+    if needed > total:
+        raise DataError(
+            f"data.trajectories = {config.trajectories} of data.length = {config.length} states "
+            f"take {size_text(needed)}, and the disk of {path} has {size_text(total)}: make fewer "
+            "or shorter trajectories"
+        )
+
+
 def _check_disk(parts: Parts, missing: list[int], spec: SystemSpec) -> None:
     recipe = parts.recipe
     trajectories = recipe.total + sum(len(recipe.block_rows(block)) for block in missing)
     needed = 4 * trajectories * recipe.length * math.prod(spec.state_shape)
-    available = shutil.disk_usage(parts.folder).free
+    available = disk_usage(parts.folder).free
     if needed > available:
         raise DataError(
             f"making the data set in {parts.directory} takes {size_text(needed)} of disk (parts, "

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import sys
 import time
@@ -102,6 +103,12 @@ def file_lock(
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def disk_usage(path: Path) -> shutil._ntuple_diskusage:
+    """Bytes of the disk where a file or directory is, or will be: ``total``, ``used``, ``free``."""
+    path = path.absolute()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists()))
 
 
 def write_text(path: Path, text: str) -> None:

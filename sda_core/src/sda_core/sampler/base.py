@@ -26,7 +26,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from sda_core.config import at_least, component, option
+from sda_core.config import at_least, between, component, option
 from sda_core.denoiser.base import Denoiser
 from sda_core.errors import ConfigError
 from sda_core.random import MemberNoise, NoiseSource
@@ -60,7 +60,7 @@ class Sampler(ABC):
     sda_kind: ClassVar[str] = "sampler"
     order: ClassVar[int]
 
-    steps: int = option(default=64, check=at_least(2), help="number of steps")
+    steps: int = option(default=64, check=between(2, 10**6), help="number of steps")
     grid: Literal["time", "log-snr", "rho"] = option(
         default="time", help="what the steps are uniform in"
     )

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sda_core.config import at_least, between, component, non_negative, option, positive
+from sda_core.config import between, component, non_negative, option, positive
 from sda_core.denoiser.base import Denoiser
 from sda_core.errors import ConfigError
 from sda_core.random import NoiseSource
@@ -47,7 +47,7 @@ class PredictorCorrector(Sampler):
 
     order: ClassVar[int] = 1
 
-    steps: int = option(default=256, check=at_least(2), help="number of predictor steps")
+    steps: int = option(default=256, check=between(2, 10**6), help="number of predictor steps")
     denoise_final: bool = option(
         default=False, help="denoise at the end; the original code does not"
     )

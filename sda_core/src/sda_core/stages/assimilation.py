@@ -47,7 +47,7 @@ def make_problem(run: Run) -> Problem:
     observation = experiment.require("observation", "assimilation")
     check_simulated(run)
     store = TrajectoryStore(split_path(run.data, "test"))
-    _check_trajectory(config, store)
+    check_trajectory(config, *store.shape[:2])
     truth = store.read(config.trajectory, slice(config.start, config.start + config.length))
     model = observation.bind(store.spec, config.length)
     generator = seeded_generator(experiment.seed, OBSERVATION, config.trajectory, config.start)
@@ -172,8 +172,17 @@ def _standardized_spec(run: Run) -> SystemSpec:
     return attrs.evolve(spec, mean=known.mean, std=known.std)
 
 
-def _check_trajectory(config: AssimilateConfig, store: TrajectoryStore) -> None:
-    count, length = store.shape[:2]
+def check_trajectory(config: AssimilateConfig, count: int, length: int) -> None:
+    """Refuse a trajectory that is not among those of the test split.
+
+    Args:
+        config: What is inferred.
+        count: Number of trajectories in the split.
+        length: Number of states in each.
+
+    Raises:
+        ConfigError: There is no such trajectory, or it is too short.
+    """
     if config.trajectory >= count:
         raise ConfigError(
             f"assimilate.trajectory = {config.trajectory}, but the test split has {count} "

@@ -9,6 +9,7 @@ from sda_core.errors import DataError
 from sda_core.experiment import STAGES, Experiment, Run
 from sda_core.io.files import read_json
 from sda_core.io.progress import ProgressOption, announce
+from sda_core.stages.preflight import check_run
 
 
 def run(
@@ -29,9 +30,12 @@ def run(
 
     Raises:
         DataError: The model is damaged, and there is no checkpoint.
+        SDAError: A stage cannot be done; what can be known of it beforehand is said before the
+            first one.
     """
     record = Run(experiment, directory, progress=progress)
     experiment.require("method", "a run")
+    check_run(record)
     for stage in STAGES.values():
         if not stage.needed(experiment) or record.is_done(stage.name):
             continue

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 
 from sda_core.cluster import Cluster, Local, WorkerChannel, WorkerDirectory
 from sda_core.config import structure, unstructure
@@ -22,8 +21,8 @@ from sda_core.io.files import file_lock
 from sda_core.io.progress import ProgressOption, announce
 from sda_core.method import EnsembleSampler
 from sda_core.model import TrainedModel, device
-from sda_core.stages.common import SAMPLE, WEIGHTS, check_simulated, load_model, stream
-from sda_core.system import HasContext, SystemSpec
+from sda_core.stages.common import SAMPLE, check_simulated, load_model, stream
+from sda_core.stages.new_model import check_window, new_model
 from sda_core.tracker import Value
 from sda_core.training import (
     Group,
@@ -33,12 +32,10 @@ from sda_core.training import (
     ProgressReporter,
     RemoteProgress,
     Trainer,
-    TrainingPreview,
     Uploader,
     anomaly_hunt,
     arithmetic_rules,
     check_workers,
-    measure_training,
     open_windows,
     reset_peak_memory,
     run_with_progress,
@@ -113,6 +110,7 @@ def train(
         experiment.require("sampler", "train.sample_every")
         experiment.require("sample", "train.sample_every")
     check_simulated(run)
+    check_window(experiment)
     check_workers(workers, gpus_per_worker, experiment.train.batch_size, detect_anomaly)
     with file_lock(run.directory / ".training.lock", "training"):
         if workers is None:
@@ -220,49 +218,6 @@ def _run_nonzero_rank(run: Run, group: Group) -> None:
             trainer.load_state_dict(*start)
         if ended is None:
             NonzeroRank(trainer).train()
-
-
-def preview_training(experiment: Experiment, directory: str | Path) -> TrainingPreview:
-    """Say what :func:`train` would take, from a few steps on random windows.
-
-    Args:
-        experiment: The experiment; its data set need not be there.
-        directory: The run directory, in which nothing is written.
-
-    Returns:
-        Size and time of the whole training, on the device in use.
-
-    Raises:
-        ConfigError: The experiment has no kernel or schedule, or they do not fit the system.
-    """
-    run, config, data = Run(experiment, directory), experiment.train, experiment.data
-    spec, sizes = experiment.system.spec, data.split_sizes
-    with arithmetic_rules(config):
-        denoiser = new_model(run, spec).denoiser
-        counts = sizes["train"], sizes["valid"]
-        return measure_training(denoiser, config, spec, counts, data.length, run.directory)
-
-
-def new_model(run: Run, spec: SystemSpec) -> TrainedModel:
-    """The model that a run trains, with random weights, on the device in use.
-
-    Args:
-        run: The run.
-        spec: What the states are.
-    """
-    experiment, system = run.experiment, run.experiment.system
-    with torch.random.fork_rng([device()] if device().type == "cuda" else []):
-        torch.manual_seed(stream(run.train_seed, WEIGHTS))
-        fields = system.context() if isinstance(system, HasContext) else {}
-        model = TrainedModel.create(
-            experiment.require("kernel", "training"),
-            experiment.require("schedule", "training"),
-            experiment.model,
-            spec,
-            fields,
-        )
-    model.denoiser.to(device())
-    return model
 
 
 def _new_trainer(run: Run, model: TrainedModel, settings: Any, group: Group) -> Trainer:

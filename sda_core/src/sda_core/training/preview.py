@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from sda_core.data import WindowDataset
 from sda_core.data.base import size_text
 from sda_core.denoiser import WindowDenoiser
 from sda_core.io.available_memory import available_memory
+from sda_core.io.files import disk_usage
 from sda_core.io.peak_memory import peak_bytes
 from sda_core.io.progress import duration_text
 from sda_core.system import SystemSpec
@@ -136,7 +136,7 @@ def measure_training(
         checkpoint=checkpoint,
         checkpoints=config.keep + (len(valid) > 0),
         model=memory["weights"],
-        disk=_free_disk(directory),
+        disk=disk_usage(directory).free,
         seconds=steps * step_seconds
         + validations * valid_seconds
         + checkpoints * checkpoint_seconds,
@@ -230,12 +230,6 @@ def _valid_seconds(trainer: Trainer, valid: _RandomWindows) -> float:
     before = time.perf_counter()
     trainer.validate()
     return (time.perf_counter() - before) * len(valid) / few
-
-
-def _free_disk(directory: Path) -> int:
-    """Bytes that are free where a directory is or will be."""
-    path = directory.absolute()
-    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
 
 
 def _wait(device: torch.device) -> None:

@@ -1,0 +1,89 @@
+"""The model that a run trains, before it is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sda_core.data import size_text
+from sda_core.errors import ConfigError, SDAError
+from sda_core.experiment import Experiment, Run
+from sda_core.kernel import Kernel, WindowShape
+from sda_core.method.memory_plan import free_memory
+from sda_core.model import TrainedModel, device, window_shape
+from sda_core.stages.common import WEIGHTS, stream
+from sda_core.system import HasContext, SystemSpec
+from sda_core.training import TrainingPreview, arithmetic_rules, measure_training
+
+
+def preview_training(experiment: Experiment, directory: str | Path) -> TrainingPreview:
+    """Say what :func:`train` would take, from a few steps on random windows.
+
+    Args:
+        experiment: The experiment; its data set need not be there.
+        directory: The run directory, in which nothing is written.
+
+    Returns:
+        Size and time of the whole training, on the device in use.
+
+    Raises:
+        ConfigError: The experiment has no kernel or schedule, or they do not fit the system.
+    """
+    run, config, data = Run(experiment, directory), experiment.train, experiment.data
+    spec, sizes = experiment.system.spec, data.split_sizes
+    with arithmetic_rules(config):
+        denoiser = new_model(run, spec).denoiser
+        counts = sizes["train"], sizes["valid"]
+        return measure_training(denoiser, config, spec, counts, data.length, run.directory)
+
+
+def check_window(experiment: Experiment) -> None:
+    """Refuse windows that are longer than the trajectories."""
+    window, length = experiment.model.window, experiment.data.length
+    if window > length:
+        raise ConfigError(
+            f"model.window = {window}, but trajectories have {length} states (data.length): choose "
+            "a shorter window, or simulate longer trajectories"
+        )
+
+
+def new_model(run: Run, spec: SystemSpec) -> TrainedModel:
+    """The model that a run trains, with random weights, on the device in use.
+
+    Args:
+        run: The run.
+        spec: What the states are.
+    """
+    experiment, system = run.experiment, run.experiment.system
+    _check_memory(experiment.require("kernel", "training"), window_shape(experiment.model, spec))
+    with torch.random.fork_rng([device()] if device().type == "cuda" else []):
+        torch.manual_seed(stream(run.train_seed, WEIGHTS))
+        fields = system.context() if isinstance(system, HasContext) else {}
+        model = TrainedModel.create(
+            experiment.require("kernel", "training"),
+            experiment.require("schedule", "training"),
+            experiment.model,
+            spec,
+            fields,
+        )
+    model.denoiser.to(device())
+    return model
+
+
+def _check_memory(kernel: Kernel, shape: WindowShape) -> None:
+    """Refuse a network that cannot be trained here, before it is built."""
+    try:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in kernel.build(shape).parameters())
+    except SDAError:
+        raise
+    except Exception:  # noqa: BLE001 - a plugin's network may not be for this
+        return
+    needed = 4 * 4 * count  # float32: weights, gradients, and two moments of the optimizer
+    free = free_memory(device())
+    if needed > free:
+        raise ConfigError(
+            f"kernel: a network of {count:,} parameters takes {size_text(needed)} of memory to "
+            f"train, but only {size_text(free)} are free: choose a smaller one, or a shorter window"
+        )
