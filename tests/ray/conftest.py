@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def connect() -> Iterator[Callable[[], Ray]]:
-    """Connects to a cluster of two CPUs of this machine; anew only where a test has ended it."""
+    """Connects to a cluster of two CPUs of this machine; again only where a test has ended it."""
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
         def connected() -> Ray:

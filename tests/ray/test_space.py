@@ -226,7 +226,7 @@ GAMMA = "guidance.gamma = { choice = [0.01, 0.1] }"
             "model.window = { choice = [17, 33] }",
             {"scheduler": {"name": "pbt"}},
             [],
-            "sweep.space.model.window: not for scheduler 'pbt', which changes settings while",
+            "sweep.space.model.window: not for scheduler 'pbt', which changes settings during",
         ),
         (RATE, {"scheduler": {"name": "pbt", "interval": 24}}, [], "validate_every = 16 does not"),
         (

@@ -230,7 +230,7 @@ def test_pruned_trials_are_fetched(nodes: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_lost_worker_goes_on_from_what_was_uploaded(nodes: Any, tmp_path: Path) -> None:
+def test_a_lost_worker_resumes_from_what_was_uploaded(nodes: Any, tmp_path: Path) -> None:
     killed = []
 
     def kill() -> None:
@@ -275,7 +275,7 @@ def test_a_killed_driver_is_resumed(nodes: Any, tmp_path: Path) -> None:
     assert study.trials[0] == finished
     for trial in study.trials:
         assert epochs(directory, trial) == list(range(1, 121))
-    # It went on from its checkpoint, and did not start anew: the same steps were as fast.
+    # It resumed from its checkpoint, and did not start again: the same steps were as fast.
     before, after = (
         json.loads((folder / "history.json").read_text())["steps_per_second"]
         for folder in (uploaded, directory / "trials" / "00001")
@@ -343,7 +343,7 @@ def test_trials_of_inference_get_model_data_and_references(
 
 @pytest.mark.slow
 def test_a_study_that_was_begun_with_a_shared_directory(nodes: Any, tmp_path: Path) -> None:
-    """Its checkpoints are sent to the machines that go on with it."""
+    """Its checkpoints are uploaded for the machines that resume it."""
     at = (f"cluster.address={nodes.address}", "cluster.name=ray")
     budget = ("sweep.trials=1", "train.epochs=3000", "sweep.time_budget=30.0")
     before = run(tiny(*LONG, *at, *budget), tmp_path / "study").trials[0]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import pickle
 import re
+import sqlite3
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from sda_core.errors import SweepError
 from sda_core.sweep import Sweep
 from sda_ray.tune.importance import importance
 from sda_ray.tune.report import write_report
-from sda_ray.tune.searcher import Suggestions
+from sda_ray.tune.searcher import StudySearcher
 from sda_ray.tune.study import Study, TrialRecord
 from sda_ray.tune.sweep import RayTune
 
@@ -36,7 +40,7 @@ def sweep(text: str = SPACE, **settings: Any) -> RayTune:
     return made
 
 
-def create(folder: Path, text: str = SPACE, **settings: Any) -> Suggestions:
+def create(folder: Path, text: str = SPACE, **settings: Any) -> StudySearcher:
     """The study of a sweep in a folder, which is made or resumed."""
     asked = sweep(text, **settings)
     facts = {
@@ -48,7 +52,7 @@ def create(folder: Path, text: str = SPACE, **settings: Any) -> Suggestions:
         "versions": {"ray": "2.60.0"},
     }
     folder.mkdir(exist_ok=True)
-    return Suggestions(Study.create(folder, facts), asked, lambda parameters: 6)
+    return StudySearcher(Study.create(folder, facts), asked, lambda parameters: 6)
 
 
 def report(study: Study, number: int, epoch: int, value: float, **options: Any) -> None:
@@ -212,6 +216,36 @@ def test_searches_are_seeded(tmp_path: Path, search: str) -> None:
     assert one != other
 
 
+def test_cma_es_reads_and_leaves_no_pickles(tmp_path: Path) -> None:
+    pytest.importorskip("cmaes")
+    text = "train.learning_rate = { range = [0, 1] }\ntrain.weight_decay = { range = [0, 1] }"
+    settings: dict[str, Any] = {"search": "cma-es", "startup_trials": 2, "trials": 30}
+    for _ in range(2):  # the second time as another call
+        found = create(tmp_path / "a", text, **settings)
+        for _ in range(12):
+            trial = found.next()
+            assert trial is not None
+            report(found.study, trial.number, 1, sum(trial.parameters.values()))
+            found.study.end(trial.number, "finished", {})
+        known = found.study.optuna.get_trials(deepcopy=False)
+        assert not any(key.startswith("cma") for t in known for key in t.system_attrs)
+    # What somebody else has written there is not looked at.
+    last = known[-1]._trial_id
+    path = tmp_path / "a" / "optuna.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        value = json.dumps(pickle.dumps(_Evil()).hex())
+        row = (last, "cma:optimizer:0", value)
+        names = "(trial_id, key, value_json)"
+        database.execute(f"INSERT INTO trial_system_attributes {names} VALUES (?, ?, ?)", row)
+        database.commit()
+    assert create(tmp_path / "a", text, **settings).next() is not None
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("it was unpickled",)
+
+
 def test_a_grid_is_walked_through_over_several_calls(tmp_path: Path) -> None:
     text = "sampler.steps = { choice = [8, 16, 32] }"
     first = create(tmp_path / "a", text, trials=100, search="grid")
@@ -278,7 +312,8 @@ def test_links_to_the_best_and_to_reports(studied: Study, tmp_path: Path) -> Non
     best = studied.best
     assert best is not None
     (tmp_path / best.directory / "figures").mkdir(parents=True)
-    (tmp_path / best.directory / "report.html").touch()
+    for name in ("report.html", "posterior-0.nc"):
+        (tmp_path / best.directory / name).touch()
     (tmp_path / "best").symlink_to("elsewhere")
     page = write_report(studied, tmp_path, figures=False).read_text()
     assert (tmp_path / "best").readlink() == Path(best.directory)
@@ -287,7 +322,7 @@ def test_links_to_the_best_and_to_reports(studied: Study, tmp_path: Path) -> Non
     text = (tmp_path / "summary.md").read_text()
     start = f"| [{best.number}]({best.directory}/) [report]({best.directory}/report.html) [figures]"
     assert start in text
-    assert page.count("report.html") == 2
+    assert page.count("report.html") == page.count('posterior-0.nc">posterior-0</a>') == 2
 
 
 def _end(trial: TrialRecord, study: Study, state: Any, values: list[float]) -> None:

@@ -25,7 +25,7 @@ from sda_ray import submit
 from sda_ray.connection import on_loopback
 from sda_ray.storage import upload
 from sda_ray.tune import tuner
-from sda_ray.tune.searcher import Suggestions
+from sda_ray.tune.searcher import StudySearcher
 from sda_ray.tune.study import Study
 
 from .test_sweep import LONG, PATIENCE, SPACE, TRAIN, tiny, wait_for
@@ -108,7 +108,7 @@ def test_what_is_sent_and_fetched(
     assert experiment.sweep is not None
     settings = experiment.sweep.settings
     study = Study.create(there, {**facts, "settings": settings})
-    found = Suggestions(study, experiment.sweep)  # type: ignore[arg-type]
+    found = StudySearcher(study, experiment.sweep)  # type: ignore[arg-type]
     trial = found.next()
     assert trial is not None
     study.report(0, 1, 0.5, 1.0, trial.parameters)

@@ -191,7 +191,7 @@ class Stub:
 
 @pytest.mark.parametrize("name", ["asha", "median"])
 def test_schedulers_know_the_trials_of_earlier_calls(tmp_path: Path, name: str) -> None:
-    """A trial that is gone on with is compared with those that had ended before."""
+    """A trial that is resumed is compared with those that had ended before."""
     scheduler = f"sweep.scheduler={{ name = '{name}', grace_period = 2 }}"
     asked = tiny(*TRAIN, SPACE, scheduler).sweep
     assert isinstance(asked, RayTune)
@@ -274,7 +274,7 @@ def test_a_killed_driver_is_resumed(tmp_path: Path) -> None:
     for trial in study.trials:
         assert epochs(directory, trial) == list(range(1, 61))
         assert [epoch for epoch, _ in trial.curve] == list(range(1, 61))
-    # What it had recorded before it was killed stands: it did not start anew.
+    # What it had recorded before it was killed stands: it did not start again.
     known = before[1].curve
     assert study.trials[1].curve[: len(known)] == known
 
@@ -356,7 +356,7 @@ def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
     assert study.trials[0].state == "stopped"
     done = study.trials[0].epochs
     assert done is not None
-    # It wrote a checkpoint when it was left, and goes on from there.
+    # It wrote a checkpoint when it was stopped, and resumes there.
     history = json.loads((directory / "trials" / "00000" / "history.json").read_text())
     assert history["epoch"][-1] >= done
     assert (directory / "summary.md").is_file()
@@ -402,7 +402,7 @@ def test_a_population_learns_from_its_best(cluster: None, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_failing_trial_is_told_and_others_go_on(cluster: None, tmp_path: Path) -> None:
+def test_a_failing_trial_is_reported_and_others_continue(cluster: None, tmp_path: Path) -> None:
     space = "sweep.space={ 'model.window' = { choice = [5, 400] } }"
     study = run(tiny(*TRAIN, space, "sweep.search=grid"), tmp_path / "study")
     assert [trial.state for trial in study.trials] == ["finished", "failed"]

@@ -174,7 +174,7 @@ def fail_to_read() -> None:
     raise ImportError("not here")
 
 
-def test_a_trial_that_has_no_room_is_refused(ray: Ray, tmp_path: Path) -> None:
+def test_a_trial_that_does_not_fit_is_refused(ray: Ray, tmp_path: Path) -> None:
     experiment = tiny(*SWEEP, "sweep.workers_per_trial=3")
     assert experiment.sweep is not None
     with pytest.raises(ClusterError, match=r"fits 2: .*\(sweep.workers_per_trial, sweep.cpus"):
@@ -216,7 +216,7 @@ def test_the_command_says_how_many_workers_a_trial_has(tmp_path: Path) -> None:
 
 
 def test_workers_report_from_their_process(ray: Ray) -> None:
-    """Each epoch once, though workers that are started anew report it again."""
+    """Each epoch once, though workers that are restarted report it again."""
     seen: list[tuple[int, float]] = []
 
     def report(epoch: int, value: float, metrics: Any) -> None:
@@ -236,7 +236,7 @@ def test_workers_report_from_their_process(ray: Ray) -> None:
 
 @pytest.mark.slow
 def test_workers_that_do_not_start_in_time(ray: Ray) -> None:
-    """They are started anew, and then told of."""
+    """They are restarted, and then named in the error."""
     other = Ray().run_distributed(wait_for_ever, workers=2)
     next(other)
     told = pytest.raises(
@@ -245,6 +245,21 @@ def test_workers_that_do_not_start_in_time(ray: Ray) -> None:
     with told, pytest.warns(UserWarning, match="did not start within 2 s"):
         list(Ray(retries=1, start_timeout=2.0).run_distributed(everything, workers=2))
     other.close()
+
+
+@pytest.mark.slow
+def test_a_trial_that_does_not_start_in_time(ray: Ray, tmp_path: Path) -> None:
+    """All trials are tried again, and then the sweep ends; it can be resumed."""
+    other = Ray().run_distributed(wait_for_ever, workers=2)
+    next(other)
+    changes = ("sweep.workers_per_trial=1", "sweep.retries=1", "sweep.trials=1")
+    at = ("cluster.name=ray", "cluster.start_timeout=3.0")
+    experiment = tiny(*SWEEP, *changes, *at)
+    failed = pytest.raises(ClusterError, match=r"no trial .* 3 s \(cluster.start_timeout\).* 2 att")
+    with failed, pytest.warns(UserWarning, match="no trial has started within 3 s"):
+        swept(experiment, tmp_path / "study")
+    other.close()
+    assert swept(experiment, tmp_path / "study", resume=True).counts == {"finished": 1}
 
 
 def test_two_workers_train_as_one_process_does(ray: Ray, tmp_path: Path) -> None:
@@ -310,12 +325,12 @@ def test_a_group_ends_when_nobody_listens(ray: Ray) -> None:
             found = _listening({os.getpid(), *_children(os.getpid())})
             assert found == {"0100007F", "0000000000000000FFFF00000100007F"}
     wait_for(lambda: not Path(f"/proc/{process}").exists())
-    # Another one has room.
+    # The CPUs are free again.
     assert len(list(ray.run_distributed(everything, workers=2))) == 101
 
 
 @pytest.mark.slow
-def test_a_training_waits_for_room(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_waits_for_resources(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sda_ray.distributed.WAIT_NOTICE", 3.0)
     other = Ray().run_distributed(wait_for_ever, workers=2)
     next(other)
@@ -359,7 +374,7 @@ class SayWho:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_goes_on_from_the_last_checkpoint(ray: Ray, tmp_path: Path) -> None:
+def test_a_killed_worker_resumes_from_the_last_checkpoint(ray: Ray, tmp_path: Path) -> None:
     experiment = tiny(*LONG)
     one = losses_of_one(experiment, tmp_path / "one")
     directory = tmp_path / "two"
@@ -411,7 +426,7 @@ def test_trials_of_two_workers_each(ray: Ray, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_lost_trial_leaves_no_workers(ray: Ray, tmp_path: Path) -> None:
-    """The one that goes on in its place has room."""
+    """The one in its place gets their CPUs."""
     directory = tmp_path / "study"
     trial = directory / "trials" / "00000"
 
@@ -428,7 +443,7 @@ def test_a_lost_trial_leaves_no_workers(ray: Ray, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_of_groups_is_stopped_and_gone_on_with(own_cluster: None, tmp_path: Path) -> None:
+def test_a_sweep_of_groups_is_stopped_and_resumed(own_cluster: None, tmp_path: Path) -> None:
     path, directory = tmp_path / "tiny.toml", tmp_path / "study"
     changes = ("sweep.scheduler={ name = 'none' }", "sweep.trials=2", "train.epochs=300")
     dump_toml(unstructure(tiny(*SWEEP, *changes, "cluster.name=ray", "cluster.cpus=2")), path)
@@ -451,7 +466,7 @@ def test_a_sweep_of_groups_is_stopped_and_gone_on_with(own_cluster: None, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_killed_driver_is_gone_on_with(own_cluster: None, tmp_path: Path) -> None:
+def test_a_killed_driver_is_resumed(own_cluster: None, tmp_path: Path) -> None:
     experiment = tiny(*LONG)
     one = losses_of_one(experiment, tmp_path / "one")
     path, directory = tmp_path / "tiny.toml", tmp_path / "two"

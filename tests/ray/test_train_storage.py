@@ -117,7 +117,7 @@ def saved(tmp_path: Path, name: str = "run-*/*/run/*") -> int:
 
 
 class Machine:
-    """A plugin that writes which process leads, and where."""
+    """A plugin that writes which process is rank 0, and where."""
 
     sda_interface = 1
 
@@ -144,7 +144,7 @@ def test_machines_without_the_directory_train_as_one_process_does(
     def progress(done: int, total: int) -> None:
         checkpoints.update(path.name for path in (directory / "checkpoints").glob("step-*"))
 
-    hooks = [Machine(tmp_path / "leads")]
+    hooks = [Machine(tmp_path / "rank-0")]
     options: dict[str, Any] = {"workers": 2, "cluster": away(nodes, tmp_path)}
     model = stages.train(experiment, directory, progress=progress, hooks=hooks, **options)
     assert losses(directory) == pytest.approx(one, rel=1e-4)
@@ -156,7 +156,7 @@ def test_machines_without_the_directory_train_as_one_process_does(
     assert files(directory) == there | {"posterior.nc"}
     config = (tmp_path / "one" / "config.toml").read_text()
     assert (directory / "config.toml").read_text() == config
-    ((_, where),) = (line.split() for line in (tmp_path / "leads").read_text().splitlines())
+    ((_, where),) = (line.split() for line in (tmp_path / "rank-0").read_text().splitlines())
     assert Path(where).name == "run"
     assert not Path(where).exists()
     assert not homes(tmp_path)
@@ -179,24 +179,24 @@ def test_a_place_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_goes_on_from_what_was_saved(nodes: Any, tmp_path: Path) -> None:
+def test_a_killed_worker_resumes_from_what_was_saved(nodes: Any, tmp_path: Path) -> None:
     experiment, directory = tiny(*LONG), tmp_path / "run"
     one = losses_of_one(experiment, tmp_path / "one")
     simulated(experiment, directory)
 
     def kill() -> None:
         wait_for(lambda: saved(tmp_path) >= 20)
-        process, _ = (tmp_path / "leads").read_text().split()
+        process, _ = (tmp_path / "rank-0").read_text().split()
         os.kill(int(process), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    hooks = [Machine(tmp_path / "leads")]
+    hooks = [Machine(tmp_path / "rank-0")]
     options: dict[str, Any] = {"workers": 2, "cluster": away(nodes, tmp_path)}
     with pytest.warns(UserWarning, match="a worker was lost"):
         stages.train(experiment, directory, progress=False, hooks=hooks, **options)
     killer.join()
-    assert len((tmp_path / "leads").read_text().splitlines()) == 2
+    assert len((tmp_path / "rank-0").read_text().splitlines()) == 2
     assert losses(directory) == pytest.approx(one, rel=1e-3)
     assert epochs_of(directory) == list(range(1, 61))
 
@@ -213,14 +213,14 @@ def test_a_lost_machine_takes_nothing_with_it(tmp_path: Path) -> None:
         patch.setenv("PYTHONPATH", str(ROOT))
         nodes = Cluster()
         try:
-            # The head has no room, so that the one that leads is on a machine that can be lost.
+            # The head has no CPU, so that rank 0 is on a machine that can be lost.
             nodes.add_node(num_cpus=0, node_ip_address="127.0.0.1", include_dashboard=False)
             others = [nodes.add_node(num_cpus=1, node_ip_address="127.0.0.1") for _ in range(3)]
             nodes.wait_for_nodes()
 
             def lose() -> None:
                 wait_for(lambda: saved(tmp_path) >= 20)
-                _, where = (tmp_path / "leads").read_text().split()
+                _, where = (tmp_path / "rank-0").read_text().split()
                 (node,) = (n for n in others if n.node_id[:12] in where)
                 nodes.remove_node(node, allow_graceful=False)
 
@@ -233,13 +233,13 @@ def test_a_lost_machine_takes_nothing_with_it(tmp_path: Path) -> None:
                     progress=False,
                     workers=2,
                     cluster=away(nodes, tmp_path),
-                    hooks=[Machine(tmp_path / "leads")],
+                    hooks=[Machine(tmp_path / "rank-0")],
                 )
             loser.join()
         finally:
             ray.shutdown()
             nodes.shutdown()
-    first, second = (tmp_path / "leads").read_text().splitlines()
+    first, second = (tmp_path / "rank-0").read_text().splitlines()
     assert first.split()[1] != second.split()[1]
     assert losses(directory) == pytest.approx(one, rel=1e-2)
     assert epochs_of(directory) == list(range(1, 201))
@@ -247,7 +247,7 @@ def test_a_lost_machine_takes_nothing_with_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_brings_what_was_trained(nodes: Any, tmp_path: Path) -> None:
-    """It is gone on with here, by one process, when the storage is gone; and away again."""
+    """It is resumed here, by one process, when the storage is gone; and away again."""
     constant = (*LONG, "train.decay=constant")  # the number of epochs so changes no step
     experiment, directory = tiny(*constant), tmp_path / "run"
     one = losses_of_one(experiment, tmp_path / "one")
@@ -297,7 +297,7 @@ def test_a_caller_that_is_no_part_of_the_cluster(
 
 
 @pytest.mark.slow
-def test_a_killed_command_goes_on_from_what_it_had_fetched(nodes: Any, tmp_path: Path) -> None:
+def test_a_killed_command_resumes_from_what_it_had_fetched(nodes: Any, tmp_path: Path) -> None:
     experiment, directory, path = tiny(*LONG), tmp_path / "run", tmp_path / "tiny.toml"
     one = losses_of_one(experiment, tmp_path / "one")
     simulated(experiment, directory)
@@ -391,7 +391,7 @@ def test_a_trial_that_loses_a_process(nodes: Any, tmp_path: Path, which: str) ->
 
 
 @pytest.mark.slow
-def test_a_study_of_groups_is_stopped_and_gone_on_with(nodes: Any, tmp_path: Path) -> None:
+def test_a_study_of_groups_is_stopped_and_resumed(nodes: Any, tmp_path: Path) -> None:
     path, directory = tmp_path / "tiny.toml", tmp_path / "study"
     changes = ("sweep.scheduler={ name = 'none' }", "sweep.trials=1", *LONG)
     dump_toml(unstructure(study(nodes, tmp_path, *changes)), path)

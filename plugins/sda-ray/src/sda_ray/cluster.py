@@ -64,8 +64,8 @@ class Ray(Cluster):
         default=1800.0,
         check=positive,
         units="s",
-        help="time in which workers that train a model must have started, waiting for others "
-        "included, before they are started anew",
+        help="time in which the workers of a training, or a trial of a sweep where none runs, must "
+        "have started, waiting for others included, before they are restarted",
     )
     storage: str | None = option(
         default=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sda_core.plugins import Component, hookimpl
+from sda_core.plugins import Component, components, hookimpl
 
 if TYPE_CHECKING:
     import typer
@@ -15,19 +15,11 @@ sda_interface = 1
 @hookimpl
 def sda_register_components() -> list[Component]:
     """The cluster and the sweep."""
+    cluster = ("cluster:Ray", "A Ray cluster: this machine, or many")
+    sweep = ("tune.sweep:RayTune", "Sweeps by Ray Tune, searched by Optuna")
     return [
-        Component(
-            kind="cluster",
-            name="ray",
-            target="sda_ray.cluster:Ray",
-            summary="A Ray cluster: this machine, or many",
-        ),
-        Component(
-            kind="sweep",
-            name="ray-tune",
-            target="sda_ray.tune.sweep:RayTune",
-            summary="Sweeps by Ray Tune, searched by Optuna",
-        ),
+        *components("cluster", "sda_ray", {"ray": cluster}),
+        *components("sweep", "sda_ray", {"ray-tune": sweep}),
     ]
 
 

@@ -1,7 +1,7 @@
 """``sda sweep --submit``: a sweep that runs as a job on another cluster.
 
 The job is the same command, sent by Ray's job submission. What it finds comes back by
-``cluster.storage``, where it keeps the study as it goes on.
+``cluster.storage``, where it keeps the study while it runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from sda_ray.cluster import Ray
 from sda_ray.storage import download
 from sda_ray.tune.config import SweepSettings
 from sda_ray.tune.context import TrialContext
-from sda_ray.tune.directory import check_storage
 
 #: Seconds between two polls of the job, and that it has to stop in order.
 POLL_INTERVAL, STOP_TIMEOUT = 1.0, 150
@@ -61,7 +60,7 @@ def submit_sweep(
             "it to a URL that this machine and the cluster reach, such as s3://bucket/path"
         )
     context = TrialContext.create(sweep, experiment, directory)
-    check_storage(context, resume)
+    context.check_storage(resume)
     with _packed(experiment) as folder, stop_request() as stopping:
         client = _client(address)
         command = ["sda", "sweep", "experiment.toml", "--dir", directory.resolve().name]

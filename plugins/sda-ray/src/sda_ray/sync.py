@@ -112,7 +112,7 @@ def synced(
     """Upload a run directory without its data, and bring back what workers save.
 
     Yields:
-        A function that brings back what there is by now; if that fails, the training goes on.
+        A function that brings back what there is by now; if that fails, there is a warning.
     """
     last = upload(directory, remote.url, exclude=(_DATA, *exclude))
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
-from ray import tune
 from ray.exceptions import RayError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -116,18 +112,6 @@ class TrialCallback:
         if self._at_checkpoints and self._last is not None:
             self._report(*self._last)
             self._last = None
-
-
-def report_to_tune(result: Mapping[str, Any], directory: Path, names: Sequence[str]) -> None:
-    """Report to Ray Tune, with copies of files and folders as a checkpoint if there are some."""
-    if not names or not (directory / names[0]).exists():
-        tune.report(dict(result))
-        return
-    with TemporaryDirectory() as folder:
-        for name in names:
-            source, target = directory / name, Path(folder) / name
-            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
-        tune.report(dict(result), checkpoint=tune.Checkpoint.from_directory(folder))
 
 
 @contextmanager

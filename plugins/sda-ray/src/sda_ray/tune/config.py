@@ -29,7 +29,7 @@ class SchedulerConfig:
         default="none",
         help="none; median: those worse than the median of the others' running means; asha: "
         "successive halving, those not among the best at certain epochs; pbt: none, but the worst "
-        "go on from the weights of the best, with settings near theirs",
+        "continue from the weights of the best, with settings near theirs",
     )
     grace_period: int = option(
         default=1, check=at_least(1), help="epochs, or observation sets, before any is ended"
@@ -37,7 +37,7 @@ class SchedulerConfig:
     reduction_factor: float = option(
         default=3.0,
         check=Check("greater than 1", lambda v: v > 1),
-        help="asha: one in so many goes on, and for so many times longer",
+        help="asha: one in so many continues, for so many times longer",
     )
     interval: int = option(
         default=10, check=at_least(1), help="pbt: epochs between two such comparisons"

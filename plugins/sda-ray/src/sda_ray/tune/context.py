@@ -19,7 +19,7 @@ from sda_core.errors import ClusterError, SweepError
 from sda_core.experiment import Experiment
 from sda_core.io.files import file_lock
 from sda_core.plugins import hookimpl
-from sda_ray.storage import download, upload
+from sda_ray.storage import check_writable, download, exists, upload
 from sda_ray.sync import RemoteDirectory, cache_dir, lock_cache, warning_of_failures
 from sda_ray.tune.config import SweepSettings
 
@@ -104,6 +104,22 @@ class TrialContext:
 
     # --- in the storage ---
 
+    def check_storage(self, resume: bool) -> None:
+        """Refuse a storage that cannot be written to, or that has another study.
+
+        Raises:
+            ClusterError: It cannot.
+            SweepError: It has.
+        """
+        if self.storage is None:
+            return
+        check_writable(self.storage.rpartition("/")[0])
+        if not resume and exists(self.storage):
+            raise SweepError(
+                f"there is something in {self.storage}, as of a study in another directory of this "
+                "name: give another name by --dir, or another cluster.storage, or remove it"
+            )
+
     def remote(self, number: int) -> RemoteDirectory:
         """The directory of a trial in the storage."""
         data = "data" if self.shares_data else f"own-data/{number:05d}"
@@ -131,7 +147,7 @@ class TrialContext:
                     download(f"{self.storage}/{remote.data}", directory / "data")
 
     def upload_study(self) -> None:
-        """Upload the record of the study, where there is a storage; if that fails, it goes on."""
+        """Upload the record of the study, where there is a storage; a failure is a warning."""
         if self.storage is not None:
             with warning_of_failures():
                 upload(Path(self.directory), f"{self.storage}/study", exclude=(*SHARED, "trials"))
@@ -197,7 +213,7 @@ class TrialUploader:
 
     @hookimpl(trylast=True)
     def sda_checkpoint_written(self) -> None:
-        """Upload it; if that fails, the training goes on, and the next one tries again."""
+        """Upload it; if that fails, there is a warning, and the next one tries again."""
         with warning_of_failures():
             self.context.upload(self.number)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from sda_ray.tune.config import SweepSettings
 from sda_ray.tune.context import TrialContext
 from sda_ray.tune.recorder import Recorder, Stopper
 from sda_ray.tune.schedulers import make_scheduler, replay
-from sda_ray.tune.searcher import StudySearcher, Suggestions, config_of
+from sda_ray.tune.searcher import StudySearcher
 from sda_ray.tune.study import Study
 from sda_ray.tune.trainable import trainable
 
@@ -49,10 +50,10 @@ def fit(
         ClusterError: No trial starts.
     """
     sweep = context.sweep
-    end = None if sweep.time_budget is None else time.monotonic() + sweep.time_budget
+    end = time.monotonic() + (math.inf if sweep.time_budget is None else sweep.time_budget)
     for left in reversed(range(sweep.retries + 1)):
         flag = StopFlag()
-        recorder = Recorder(study, context.download, context.upload_study, changed)
+        recorder = Recorder(study, context, changed)
         stopper = Stopper(stopping, end, start_timeout, flag, recorder.running)
         try:
             _fit_once(study, context, experiment, flag, recorder, stopper)
@@ -80,7 +81,7 @@ def _fit_once(
     recorder: Recorder,
     stopper: Stopper,
 ) -> None:
-    sweep = context.sweep
+    sweep, is_population = context.sweep, context.is_population
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     scheduler = make_scheduler(sweep, sweep.longest(experiment))
     replay(scheduler, sweep.mode, [trial for trial in study.trials if trial.has_ended])
@@ -89,16 +90,11 @@ def _fit_once(
         epochs = parameters.get("train.epochs", experiment.train.epochs)
         return int(epochs) if sweep.stage == "train" else None
 
-    suggestions = Suggestions(study, sweep, planned_epochs)
-    searcher: StudySearcher | None = None
-    param_space: dict[str, Any] | None = None
+    searcher = StudySearcher(study, sweep, planned_epochs, stopper.is_stopping)
     # Those of a population learn from each other, and not from trials before them: Tune takes no
     # searcher for them, and all start at once.
-    if context.is_population:
-        given = [config_of(trial) for trial in iter(suggestions.next, None)]
-        param_space = {"trial": tune.grid_search(given)}
-    else:
-        searcher = StudySearcher(suggestions, sweep.mode, stopper.is_stopping)
+    given = list(iter(lambda: searcher.suggest(""), searcher.FINISHED)) if is_population else []
+    together = {"trial": tune.grid_search([each["trial"] for each in given])}
     url = f"{context.storage or context.directory}/.tune"
     path, file_system = (url, None) if context.storage is None else arrow_file_system(url)
     tuner = tune.Tuner(
@@ -106,11 +102,11 @@ def _fit_once(
             tune.with_parameters(trainable, context=context.for_workers(), flag=flag),
             _resources(sweep),
         ),
-        param_space=param_space,
+        param_space=together if is_population else None,
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
+            search_alg=None if is_population else searcher,
             scheduler=scheduler,
-            num_samples=1 if searcher is None else -1,
+            num_samples=1 if is_population else -1,
             max_concurrent_trials=sweep.concurrency,
             reuse_actors=False,  # the memory of a GPU is freed with the process
         ),

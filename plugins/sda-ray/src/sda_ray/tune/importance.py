@@ -86,7 +86,7 @@ def _importances(
 ) -> list[dict[str, float]]:
     """Importances for each order of the trials."""
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of the name of this study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would print the name of this study
     try:
         search = optuna.create_study()
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 from ray import tune
 
 from sda_ray.tune.callbacks import StopFlag
+from sda_ray.tune.context import TrialContext
 from sda_ray.tune.searcher import TIME, VALUE, Stateless
 from sda_ray.tune.study import Study
 
@@ -24,19 +25,12 @@ class Recorder(Stateless, tune.Callback):
 
     Args:
         study: The study.
-        fetch: Called with the number of a trial that has ended.
-        ended: Called when that is recorded.
+        context: What its trials have in common.
         changed: Called after each change.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        fetch: Callable[[int], object],
-        ended: Callable[[], None],
-        changed: Callable[[], None],
-    ) -> None:
-        self._study, self._fetch, self._ended, self._changed = study, fetch, ended, changed
+    def __init__(self, study: Study, context: TrialContext, changed: Callable[[], None]) -> None:
+        self._study, self._context, self._changed = study, context, changed
         self.running: set[int] = set()
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -62,15 +56,13 @@ class Recorder(Stateless, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Record how it ended: as it says itself, else it was pruned."""
         last = trial.last_result or {}
-        if "outcome" in last:
-            self._end(trial, dict(last["outcome"]))
-            return
-        cause, curve = self._study.settings["scheduler"]["name"], self._study[_number(trial)].curve
+        cause: str = self._context.sweep.scheduler.name
+        curve = self._study[_number(trial)].curve
         if curve:
             unit = "epoch" if self._study.stage == "train" else "observation set"
             cause = f"{cause} after {unit} {curve[-1][0]}"
-        metrics = last.get("metrics", {})
-        self._end(trial, {"state": "pruned", "cause": cause, "metrics": metrics})
+        pruned = {"state": "pruned", "cause": cause, "metrics": last.get("metrics", {})}
+        self._end(trial, dict(last.get("outcome", pruned)))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Record that it has lost its process for good; others say themselves why they failed."""
@@ -82,9 +74,9 @@ class Recorder(Stateless, tune.Callback):
     def _end(self, trial: Any, outcome: dict[str, Any]) -> None:
         number = _number(trial)
         self.running.discard(number)
-        self._fetch(number)
+        self._context.download(number)
         self._study.end(number, outcome.pop("state"), outcome)
-        self._ended()
+        self._context.upload_study()
         self._changed()
 
 
@@ -100,7 +92,7 @@ class Stopper(Stateless, tune.Stopper):
 
     Args:
         stopping: Whether to stop.
-        end: When the time is over, of the monotonic clock; None for no limit.
+        end: When the time is over, of the monotonic clock.
         start_timeout: Seconds in which some trial must have started.
         flag: By which trials are told.
         running: The trials that have started, and not ended.
@@ -109,15 +101,14 @@ class Stopper(Stateless, tune.Stopper):
     def __init__(
         self,
         stopping: Callable[[], bool],
-        end: float | None,
+        end: float,
         start_timeout: float,
         flag: StopFlag,
         running: set[int],
     ) -> None:
-        self._stopping, self._flag, self._running = stopping, flag, running
-        self._end = math.inf if end is None else end
-        self._start_timeout, self._last_running = start_timeout, time.monotonic()
-        self._told: float | None = None
+        self._stopping, self._end, self._start_timeout = stopping, end, start_timeout
+        self._flag, self._running, self._last_running = flag, running, time.monotonic()
+        self._kill_at = math.inf
         self.is_late = self.has_stalled = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -134,10 +125,10 @@ class Stopper(Stateless, tune.Stopper):
         now = time.monotonic()
         if self._running:
             self._last_running = now
+        if self.is_stopping():
+            if self._kill_at == math.inf:
+                self._kill_at = now + _GRACE_PERIOD
+                self._flag.set()
+            return not self._running or now > self._kill_at
         self.has_stalled = now > self._last_running + self._start_timeout
-        if self._told is None and self.is_stopping():
-            self._told = now
-            self._flag.set()
-        if self._told is None:
-            return self.has_stalled
-        return not self._running or now > self._told + _GRACE_PERIOD
+        return self.has_stalled

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,12 @@ def write_report(study: Study, directory: str | Path, figures: bool = True) -> P
     """
     directory, trials, best = Path(directory), study.trials, study.best
     found = importance(study)
-    pictures = [
-        (picture, base64.b64encode(picture.save(directory / "figures").read_bytes()).decode())
-        for picture in (_pictures(study, found) if figures else ())
-    ]
+    with warnings.catch_warnings(), mpl.rc_context():
+        warnings.simplefilter("ignore")  # Optuna's are experimental, and of few trials bare
+        pictures = [
+            (picture, base64.b64encode(picture.save(directory / "figures").read_bytes()).decode())
+            for picture in (_pictures(study, found) if figures else ())
+        ]
     header, rows = _table(study, trials)
     shown = {
         "study": study,
@@ -84,57 +86,38 @@ def write_report(study: Study, directory: str | Path, figures: bool = True) -> P
 
 
 def _pictures(study: Study, found: dict[str, Importance]) -> Iterator[Picture]:
-    ended = study.optuna.get_trials(deepcopy=False)
-    finished = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+    known = study.optuna.get_trials(deepcopy=False)
+    finished = [trial for trial in known if trial.state == TrialState.COMPLETE]
+    named = {"target_name": study.metric}
     if finished:
-        yield _drawn(
-            "history",
-            "Each finished trial by its number.",
-            optuna_plots.plot_optimization_history,
-            study,
-        )
-    if any(trial.intermediate_values for trial in ended):
-        yield _drawn(
-            "learning-curves",
-            "All trials over their epochs; pruned ones end early.",
-            optuna_plots.plot_intermediate_values,
-            study,
-        )
+        figure = _figure_of(optuna_plots.plot_optimization_history(study.optuna, **named))
+        yield Picture(name="history", caption="Each finished trial by its number.", figure=figure)
+    if any(trial.intermediate_values for trial in known):
+        caption = "All trials over their epochs; pruned ones end early."
+        figure = _figure_of(optuna_plots.plot_intermediate_values(study.optuna))
+        yield Picture(name="learning-curves", caption=caption, figure=figure)
     if found:
-        yield Picture(
-            name="importance",
-            caption="How differently a parameter is spread in the best trials and in all of them "
+        caption = (
+            "How differently a parameter is spread in the best trials and in all of them "
             "(PED-ANOVA). Pale bars are not longer than chance alone would make them: they tell "
-            "nothing, which with few trials is usual.",
-            figure=importance_bars(found),
+            "nothing, which with few trials is usual."
         )
-    common = (
-        set[str]().union(*(t.params for t in finished)).intersection(*(t.params for t in finished))
-    )
+        yield Picture(name="importance", caption=caption, figure=importance_bars(found))
+    common = set.intersection(*(set(trial.params) for trial in finished)) if finished else None
     if len(finished) > 1 and common:
-        yield _drawn(
-            "parallel-coordinates",
-            "Each line is a finished trial, over the parameters that all of them have.",
-            optuna_plots.plot_parallel_coordinate,
-            study,
-            params=sorted(common),
-        )
+        caption = "Each line is a finished trial, over the parameters that all of them have."
+        draw = optuna_plots.plot_parallel_coordinate
+        figure = _figure_of(draw(study.optuna, params=sorted(common), **named))
+        yield Picture(name="parallel-coordinates", caption=caption, figure=figure)
 
 
-def _drawn(
-    name: str, caption: str, draw: Callable[..., Any], study: Study, **options: Any
-) -> Picture:
-    """A picture by Optuna."""
+def _figure_of(axes: Any) -> Figure:
+    """The figure that Optuna has drawn, which pyplot then forgets."""
     from matplotlib import pyplot
 
-    with warnings.catch_warnings(), mpl.rc_context():
-        warnings.simplefilter("ignore")  # they are experimental, and few trials are worth a figure
-        if draw is not optuna_plots.plot_intermediate_values:
-            options["target_name"] = study.metric
-        axes = draw(study.optuna, **options)
-        figure = np.ravel(axes)[0].figure
-        pyplot.close(figure)
-    return Picture(name=name, caption=caption, figure=figure)
+    figure: Figure = np.ravel(axes)[0].figure
+    pyplot.close(figure)
+    return figure
 
 
 def importance_bars(found: dict[str, Importance]) -> Figure:
@@ -202,10 +185,12 @@ def _table(
 
 
 def _pages(directory: Path, trial: TrialRecord) -> dict[str, str]:
-    """What there is to look at of a trial, and where."""
-    there = {"report": "report.html", "figures": "figures"}
-    found = {name: f"{trial.directory}/{path}" for name, path in there.items()}
-    return {name: path for name, path in found.items() if (directory / path).exists()}
+    """What there is to look at of a trial, and where: predictions are among it."""
+    folder = directory / trial.directory
+    predictions = sorted(path.name for path in folder.glob("*.nc"))
+    names = ("report.html", "figures", "metrics.json", *predictions)
+    there = [name for name in names if (folder / name).exists()]
+    return {Path(name).stem: f"{trial.directory}/{name}" for name in there}
 
 
 def format_value(value: Any) -> str:

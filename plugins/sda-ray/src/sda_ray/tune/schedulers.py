@@ -79,7 +79,7 @@ class _Earlier:
 
 
 def _mutation(parameter: Parameter) -> Any:
-    """How a population draws a value anew, or moves it."""
+    """How a population draws another value, or moves one."""
     if parameter.is_finite:
         return list(parameter.all())
     draw = tune.loguniform if parameter.kind == "log_range" else tune.uniform

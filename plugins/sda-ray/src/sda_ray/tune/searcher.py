@@ -28,14 +28,15 @@ class Stateless:
         return {}
 
 
-class Suggestions:
-    """Chooses the trials of a study, one after the other.
+class StudySearcher(Stateless, Searcher):
+    """Chooses the trials of a study, one after the other, and gives them to Tune.
 
     Args:
         study: The study.
         sweep: What is asked for.
         planned_epochs: Epochs that a trial of these values has when it is not pruned; None where
             there are none.
+        is_stopping: Whether no more trials are to start.
     """
 
     def __init__(
@@ -43,21 +44,23 @@ class Suggestions:
         study: Study,
         sweep: SweepSettings,
         planned_epochs: Callable[[Mapping[str, Any]], int | None] = lambda parameters: None,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.study, self._planned_epochs, self._planned = study, planned_epochs, sweep.planned
-        self._space = sweep.search_space
+        super().__init__(metric=VALUE, mode=sweep.mode)
+        self.study, self._planned_epochs, self._is_stopping = study, planned_epochs, is_stopping
+        self._planned, self._space = sweep.planned, sweep.search_space
         self._grid = self._space.grid() if sweep.search == "grid" else None
         known = study.optuna.get_trials(deepcopy=False)
         self._unfinished = [t.number for t in known if t.state == TrialState.RUNNING]
         self._started = sum(trial.state != TrialState.WAITING for trial in known)
         # Another seed than at the start, so that what was suggested then is not suggested again.
         seed = sweep.seed + len(known)
-        study.optuna.sampler = optuna.samplers.RandomSampler(seed=seed)
         self._cma_es = _CmaEs(study, sweep, seed) if sweep.search == "cma-es" else None
-        if sweep.search == "tpe":
-            study.optuna.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=sweep.startup_trials, seed=seed
-            )
+        study.optuna.sampler = (
+            optuna.samplers.TPESampler(n_startup_trials=sweep.startup_trials, seed=seed)
+            if sweep.search == "tpe"
+            else optuna.samplers.RandomSampler(seed=seed)
+        )
 
     def next(self) -> TrialRecord | None:
         """The next trial; None when all are started."""
@@ -82,6 +85,24 @@ class Suggestions:
         if self._grid is not None:
             return self._grid[self._started]
         return None if self._cma_es is None else self._cma_es.suggest()
+
+    def suggest(self, trial_id: str) -> Any:
+        """What the process of the next trial is given."""
+        trial = None if self._is_stopping() else self.next()
+        if trial is None:
+            return Searcher.FINISHED
+        return {"trial": {"number": trial.number, "parameters": trial.parameters}}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: the study has heard of it from the recorder, which knows more."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on the disk."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on the disk."""
 
 
 class _CmaEs:
@@ -108,37 +129,5 @@ class _CmaEs:
             state = known[number].state
             value = known[number].value if state == TrialState.COMPLETE else None
             self._memory.tell(self._asked.pop(number), value, state=state)
-        trial = self._memory.ask()
-        self._asked[len(known)] = trial
+        trial = self._asked[len(known)] = self._memory.ask()
         return self._space.suggest(trial)
-
-
-class StudySearcher(Stateless, Searcher):
-    """Gives Tune the trials of a study."""
-
-    def __init__(
-        self, suggestions: Suggestions, mode: str, is_stopping: Callable[[], bool]
-    ) -> None:
-        super().__init__(metric=VALUE, mode=mode)
-        self._suggestions, self._is_stopping = suggestions, is_stopping
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial."""
-        trial = None if self._is_stopping() else self._suggestions.next()
-        return Searcher.FINISHED if trial is None else {"trial": config_of(trial)}
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Nothing: the study has heard of it from the recorder, which knows more."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on the disk."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on the disk."""
-
-
-def config_of(trial: TrialRecord) -> dict[str, Any]:
-    """What the process of a trial is given."""
-    return {"number": trial.number, "parameters": trial.parameters}

@@ -1,7 +1,7 @@
 """The record of a sweep: an Optuna study in SQLite, ``optuna.db``, and nothing else.
 
-What Optuna has no field for is a user attribute: of a trial its directory, seconds, cause and all
-its metrics by name; of the study its title, settings and versions.
+What Optuna has no field for is a user attribute: of a trial its directory, parameters, seconds,
+cause and all its metrics by name; of the study its title, settings and versions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import attrs
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from sda_core.errors import SweepError
@@ -28,9 +29,9 @@ _STATES: dict[TrialState, State] = {
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
 }
-#: User attributes of a trial that are no metrics.
-_FIELDS = ("directory", "seconds", "cause", "error", "planned_epochs", "parameters", "stopped")
-DATABASE = "optuna.db"
+#: User attributes of a trial that are fields of its record; all others but one are metrics.
+_FIELDS = ("directory", "seconds", "cause", "error", "planned_epochs", "parameters")
+_STOPPED = "stopped"
 
 
 @attrs.frozen(kw_only=True)
@@ -40,6 +41,7 @@ class TrialRecord:
     Attributes:
         number: Its number in the study, from 0.
         state: How it stands.
+        directory: Its run directory, relative to that of the study.
         parameters: Dotted paths and their values; only those that exist in this trial.
         value: The metric of the sweep: the best one of the curve for a training, the mean over
             observation sets for an assimilation; None if there is none.
@@ -48,13 +50,13 @@ class TrialRecord:
         curve: Epochs, or observation sets, that were done, and the metric after each.
         epochs: Epochs that were done.
         planned_epochs: Epochs that a trial has when it is not pruned.
-        directory: Its run directory, relative to that of the study.
         cause: Why it was pruned, or failed.
         seconds: Time that it took [s].
     """
 
     number: int
     state: State
+    directory: str
     parameters: dict[str, Any] = attrs.Factory(dict)
     value: float | None = None
     error: float | None = None
@@ -62,7 +64,6 @@ class TrialRecord:
     curve: tuple[tuple[int, float], ...] = ()
     epochs: int | None = None
     planned_epochs: int | None = None
-    directory: str
     cause: str | None = None
     seconds: float = 0.0
 
@@ -73,11 +74,7 @@ class TrialRecord:
 
 
 class Study:
-    """All trials of a sweep, as they are in the database.
-
-    Args:
-        study: The study of Optuna.
-    """
+    """All trials of a sweep, as they are in the database, whose user attributes it has."""
 
     def __init__(self, study: optuna.Study) -> None:
         self.optuna, self._facts = study, study.user_attrs
@@ -92,15 +89,15 @@ class Study:
             directory: The directory.
             facts: ``title``, ``metric``, ``mode``, ``stage``, ``settings`` and ``versions``.
         """
-        path, resumed = directory / DATABASE, 0
+        path, resumed = directory / "optuna.db", 0
         if path.is_file():
             resumed = _load(path).user_attrs["resumed"] + 1
         else:
             optuna.logging.set_verbosity(optuna.logging.ERROR)
+            is_min = facts["mode"] == "min"
+            direction = StudyDirection.MINIMIZE if is_min else StudyDirection.MAXIMIZE
             with replace_file(path) as temporary:  # whole: who reads it may write to it, too
                 storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
-                directions = optuna.study.StudyDirection
-                direction = {"min": directions.MINIMIZE, "max": directions.MAXIMIZE}[facts["mode"]]
                 optuna.create_study(storage=storage, study_name=directory.name, direction=direction)
                 storage.engine.dispose()
         study = _load(path)
@@ -115,7 +112,7 @@ class Study:
         Raises:
             SweepError: There is none, or it is not one of a sweep.
         """
-        path = Path(directory) / DATABASE
+        path = Path(directory) / "optuna.db"
         if not path.is_file():
             raise SweepError(
                 f"{path} does not exist: give the directory of a study, as `sda sweep` wrote it"
@@ -130,10 +127,7 @@ class Study:
             ) from error
         return study
 
-    # --- what it was ---
-
     def __getattr__(self, name: str) -> Any:
-        """The facts that the study was created with, such as ``title``."""
         try:
             return self._facts[name]
         except KeyError:
@@ -144,13 +138,14 @@ class Study:
         """Time that the study took, over all calls [s]."""
         return float(self.optuna.user_attrs.get("seconds", 0.0))
 
-    # --- how it stands ---
-
     @property
     def trials(self) -> list[TrialRecord]:
         """The trials that were given something to try, in the order of their numbers."""
         frozen = self.optuna.get_trials(deepcopy=False)
         return [self._record(trial) for trial in frozen if "directory" in trial.user_attrs]
+
+    def __getitem__(self, number: int) -> TrialRecord:
+        return self._record(self.optuna.get_trials(deepcopy=False)[number])
 
     @property
     def best(self) -> TrialRecord | None:
@@ -158,9 +153,9 @@ class Study:
 
         A pruned trial is never the best: it was compared at fewer epochs than the others have.
         """
-        sign = 1 if self.mode == "min" else -1
-        found = [(sign * t.value, t.number, t) for t in self.trials if _is_valued(t)]  # type: ignore[operator]
-        return min(found)[-1] if found else None
+        choose = min if self.mode == "min" else max
+        finished = [trial for trial in self.trials if trial.state == "finished"]
+        return choose(finished, key=lambda trial: trial.value or 0.0, default=None)
 
     @property
     def epochs_saved(self) -> int:
@@ -174,40 +169,33 @@ class Study:
         return dict(Counter(trial.state for trial in self.trials))
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
-        given = trial.user_attrs
-        curve = tuple(sorted(trial.intermediate_values.items()))
-        state = _STATES[trial.state]
-        values = [value for _, value in curve]
-        best = {"min": min, "max": max}[self.mode]
-        trains = self.stage == "train"
+        given, curve = trial.user_attrs, tuple(sorted(trial.intermediate_values.items()))
+        state, values = _STATES[trial.state], [value for _, value in curve]
+        trains, best = self.stage == "train", min if self.mode == "min" else max
         reached = (best(values) if trains else values[-1]) if values else None
         return TrialRecord(
             number=trial.number,
-            state="stopped" if state == "running" and given.get("stopped") else state,
+            state="stopped" if state == "running" and given.get(_STOPPED) else state,
             value=trial.value if state == "finished" else reached,
-            metrics={k: v for k, v in given.items() if k not in _FIELDS},
+            metrics={k: v for k, v in given.items() if k not in (*_FIELDS, _STOPPED)},
             curve=curve,
             epochs=curve[-1][0] if trains and curve else None,
-            **{k: given[k] for k in _FIELDS if k in given and k != "stopped"},
+            **{k: given[k] for k in _FIELDS if k in given},
         )
 
-    # --- how it goes on ---
+    # --- what is recorded ---
 
     def start(
         self, trial: optuna.Trial, parameters: Mapping[str, Any], planned_epochs: int | None
     ) -> TrialRecord:
         """Record that a trial starts, or is resumed."""
-        attributes = trial.user_attrs
-        self._open[trial.number] = trial
-        self._before[trial.number] = attributes.get("seconds", 0.0)
-        trial.set_user_attr("stopped", False)
+        number = trial.number
+        self._open[number], self._before[number] = trial, trial.user_attrs.get("seconds", 0.0)
+        trial.set_user_attr(_STOPPED, False)
         trial.set_user_attr("planned_epochs", planned_epochs)
         trial.set_user_attr("parameters", parameters)
-        trial.set_user_attr("directory", f"trials/{trial.number:05d}")
-        return self[trial.number]
-
-    def __getitem__(self, number: int) -> TrialRecord:
-        return self._record(self.optuna.get_trials(deepcopy=False)[number])
+        trial.set_user_attr("directory", f"trials/{number:05d}")
+        return self[number]
 
     def report(
         self, number: int, epoch: int, value: float, seconds: float, parameters: dict[str, Any]
@@ -233,36 +221,28 @@ class Study:
         if known.has_ended:
             return
         if state == "stopped":
-            trial.set_user_attr("stopped", True)
+            trial.set_user_attr(_STOPPED, True)
             return
         value = outcome.get("value", known.value)
         if state == "finished" and (value is None or not math.isfinite(value)):
             state, outcome = "failed", {**outcome, "cause": f"its {self.metric} is {value}"}
-        metrics = outcome.get("metrics", {})
-        for key, item in {**{k: outcome.get(k) for k in ("cause", "error")}, **metrics}.items():
+        told = {key: outcome.get(key) for key in ("cause", "error")}
+        for key, item in {**told, **outcome.get("metrics", {})}.items():
             if (finite := plain(item)) is not None:
                 trial.set_user_attr(key, finite)
+        ended = next(optunas for optunas, ours in _STATES.items() if ours == state)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if state == "finished":
-                self.optuna.tell(trial, value)
-            else:
-                pruned = state == "pruned"
-                self.optuna.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
+            self.optuna.tell(trial, value if state == "finished" else None, state=ended)
 
     def stop(self, seconds: float) -> None:
         """Record that nothing runs any more, and how long it took."""
         self.optuna.set_user_attr("seconds", round(seconds, 3))
-        for trial in self.trials:
-            if trial.state == "running" and trial.number in self._open:
-                self.end(trial.number, "stopped", {})
+        for number in self._open:
+            self.end(number, "stopped", {})
 
 
 def _load(path: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.NopPruner()
     return optuna.load_study(study_name=None, storage=f"sqlite:///{path}", pruner=pruner)
-
-
-def _is_valued(trial: TrialRecord) -> bool:
-    return trial.state == "finished" and trial.value is not None

@@ -24,16 +24,10 @@ from sda_ray.tune.config import SweepSettings
 from sda_ray.tune.context import trial_table
 
 #: Metrics that each training reports after a validation.
-TRAINING_METRICS = (
-    "valid_loss",
-    "valid_loss_unweighted",
-    "loss",
-    "grad_norm",
-    "steps_per_second",
-)
+TRAINING_METRICS = ("valid_loss", "valid_loss_unweighted", "loss", "grad_norm", "steps_per_second")
 #: What an inference sweep can vary: all that is asked for after the training.
 _INFERENCE = ("sampler", "guidance", "method", "model.stride", "model.fold")
-#: Settings of a training that may change while it goes on: all that a population can vary.
+#: Settings of a training that may change during it: all that a population can vary.
 _LEARNED = ("train.learning_rate", "train.weight_decay", "train.clip_norm", "train.ema")
 #: What a sweep is done with, and what it is done by: no part of a trial's result.
 _NOT_VARIED = ("title", "trackers", "cluster", "sweep")
@@ -175,8 +169,8 @@ def _check_population(sweep: SweepSettings, experiment: Experiment) -> None:
     )
     for path in sorted(set(space.paths) - set(_LEARNED)):
         raise ConfigError(
-            f"sweep.space.{path}: not for scheduler 'pbt', which changes settings while a "
-            f"training goes on; allowed: {', '.join(_LEARNED)}"
+            f"sweep.space.{path}: not for scheduler 'pbt', which changes settings during "
+            f"a training; allowed: {', '.join(_LEARNED)}"
         )
     _refuse(
         any(parameter.when for parameter in space.parameters),

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -38,13 +39,9 @@ from sda_ray.tune.callbacks import (
     StudyStopped,
     TrialCallback,
     forwarding,
-    report_to_tune,
 )
 from sda_ray.tune.context import TrialContext, TrialUploader
 from sda_ray.tune.searcher import TIME, VALUE
-
-#: What a training is resumed from, in its run directory.
-TRAINED = ("checkpoints", "history.json", "metrics.jsonl")
 
 
 def trainable(config: dict[str, Any], context: TrialContext, flag: StopFlag) -> None:
@@ -57,13 +54,15 @@ def trainable(config: dict[str, Any], context: TrialContext, flag: StopFlag) -> 
 
     def report(epoch: int, value: float, metrics: Mapping[str, float]) -> None:
         last.update({TIME: epoch, VALUE: value, "metrics": dict(metrics)})
-        report_to_tune(last, here.trial(number), TRAINED if here.is_population else ())
+        with TemporaryDirectory() as folder:
+            has_checkpoint = here.is_population and _copy_training(here.trial(number), Path(folder))
+            checkpoint = tune.Checkpoint.from_directory(folder) if has_checkpoint else None
+            tune.report(dict(last), checkpoint=checkpoint)
 
     with context.opened(number) as here:
         if (checkpoint := tune.get_checkpoint()) is not None:  # its own, or that of a better trial
             with checkpoint.as_directory() as written:
-                for name in TRAINED:
-                    _copy(Path(written) / name, here.trial(number) / name)
+                _copy_training(Path(written), here.trial(number))
         outcome = run_trial(here, number, parameters, report, flag)
         here.upload(number)
         tune.report({**last, "done": True, "outcome": outcome})
@@ -214,13 +213,15 @@ def evaluate_trial(
     return result
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file or folder, and put it in the place of another."""
-    new = target.with_name(f".{target.name}.new")
+def _copy_training(source: Path, target: Path) -> bool:
+    """Copy what a training is resumed from, in the place of another; whether there is something."""
+    if not (source / "checkpoints").is_dir():
+        return False
+    old, new = target / "checkpoints", target / ".checkpoints.new"
     shutil.rmtree(new, ignore_errors=True)
-    if source.is_dir():
-        shutil.copytree(source, new)
-        shutil.rmtree(target, ignore_errors=True)
-    else:
-        shutil.copyfile(source, new)
-    new.replace(target)
+    shutil.copytree(source / "checkpoints", new)
+    for name in ("history.json", "metrics.jsonl"):
+        shutil.copyfile(source / name, target / name)
+    shutil.rmtree(old, ignore_errors=True)
+    new.replace(old)
+    return True

@@ -7,13 +7,14 @@ database and the checkpoints of its trials.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 import ray
 
-from sda_core.config import dump_toml, unstructure
+from sda_core.config import differences, dump_toml, load_toml, unstructure
 from sda_core.errors import StoppedError, SweepError
 from sda_core.experiment import Experiment, Run
 from sda_core.io.files import file_lock
@@ -24,11 +25,15 @@ from sda_ray.storage import newest, upload
 from sda_ray.sync import clean_caches
 from sda_ray.tune.config import SweepSettings
 from sda_ray.tune.context import TrialContext
-from sda_ray.tune.directory import check_directory, check_storage
 from sda_ray.tune.fit import fit
 from sda_ray.tune.inputs import prepare_inputs
 from sda_ray.tune.report import write_report
+from sda_ray.tune.search_space import leaves
 from sda_ray.tune.study import Study
+
+#: Keys of the sweep that may be others when a study is resumed: they change no trial.
+_MAY_CHANGE = {"trials", "concurrency", "time_budget", "retries", "predictions"}
+_MAY_CHANGE |= {"cpus_per_trial", "gpus_per_trial", "workers_per_trial"}
 
 
 def run(
@@ -46,13 +51,50 @@ def run(
     if resume and not directory.exists():  # it may be in the storage, from another machine
         context.download_study()
     check_directory(experiment, directory, resume)
-    check_storage(context, resume)
+    context.check_storage(resume)
     with cluster.connected(), stop_request() as stopping:
         sweep.workers.checked("sweep.workers_per_trial, sweep.cpus_per_trial, sweep.gpus_per_trial")
         directory.mkdir(parents=True, exist_ok=True)
         with file_lock(directory / ".sweep.lock", "sweep", SweepError):
             dump_toml(unstructure(experiment), directory / "config.toml")
             return _Sweep(experiment, context, cluster, progress, stopping).run()
+
+
+def check_directory(experiment: Experiment, directory: Path, resume: bool) -> None:
+    """Refuse another study's directory.
+
+    Raises:
+        SweepError: There is a study that was not asked for, none where one was, or another.
+    """
+    path = directory / "config.toml"
+    if not path.is_file():
+        if resume:
+            raise SweepError(
+                f"there is no study in {directory} to continue: leave out --resume to start one"
+            )
+        return
+    table = load_toml(path)
+    if "sweep" not in table:
+        raise SweepError(f"there is a run in {directory}, and no study: give another directory")
+    if not resume:
+        raise SweepError(
+            f"{directory} already holds a study; pass --resume to continue it, --new to start "
+            "another one beside it, or --delete to start another in its place"
+        )
+    if changed := differences(_fixed(table), _fixed(unstructure(experiment))):
+        raise SweepError(
+            f"the study in {directory} is another one. It differs in {', '.join(changed)}. Its "
+            "trials could not be compared with those that would follow: continue it with its own "
+            "configuration, pass --new to start another study beside it, or --delete to start "
+            "another in its place"
+        )
+
+
+def _fixed(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not change in a study."""
+    kept = {k: v for k, v in table.items() if k not in ("title", "cluster", "trackers")}
+    sweep = {k: v for k, v in table.get("sweep", {}).items() if k not in _MAY_CHANGE}
+    return kept | {"sweep": sweep | {"space": dict(leaves(sweep.get("space", {})))}}
 
 
 class _Sweep:
