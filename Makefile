@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := sda_core sda_lorenz sda_kolmogorov plugins/sda-mlp plugins/sda-transformer \
 	plugins/sda-unet plugins/sda-dps plugins/sda-wandb plugins/sda-tensorboard plugins/sda-ray
-TOOLS := build cftime editables hatchling hypothesis import-linter jaxtyping beartype mypy pytest pytest-xdist ruff scipy zarr
+# The last two are the extras of sda-ray.
+TOOLS := build cftime editables hatchling hypothesis import-linter jaxtyping beartype mypy pytest pytest-xdist ruff scipy zarr \
+	cmaes ray[default]
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow lint format docs bench clean

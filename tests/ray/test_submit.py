@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -179,6 +180,14 @@ def test_another_study_beside_the_old_one_or_in_its_place(
 # --- what takes longer ---
 
 
+def takes_jobs(address: str) -> bool:
+    from ray.job_submission import JobSubmissionClient
+
+    with contextlib.suppress(Exception):
+        return bool(JobSubmissionClient(address).submit_job(entrypoint="true"))
+    return False
+
+
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
     """A head with a job server, on loopback."""
@@ -200,7 +209,9 @@ def head() -> Iterator[str]:
                 dashboard_host="127.0.0.1",
                 dashboard_port=port,
             )
-            yield f"http://127.0.0.1:{port}"
+            address = f"http://127.0.0.1:{port}"
+            wait_for(lambda: takes_jobs(address))  # its agent takes longer to start
+            yield address
         finally:
             module.shutdown()
             nodes.shutdown()

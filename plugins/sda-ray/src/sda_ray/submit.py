@@ -64,16 +64,17 @@ def submit_sweep(
     with _packed(experiment) as folder, stop_request() as stopping:
         client = _client(address)
         command = ["sda", "sweep", "experiment.toml", "--dir", directory.resolve().name]
-        job = client.submit_job(
-            entrypoint=shlex.join([*command, *(["--resume"] if resume else [])]),
-            runtime_env={
-                "working_dir": str(folder),
-                "env_vars": {
-                    "RAY_JOB_STOP_SIGNAL": "SIGTERM",
-                    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT),
-                },
-            },
-        )
+        variables = {
+            "RAY_JOB_STOP_SIGNAL": "SIGTERM",
+            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT),
+        }
+        try:
+            job = client.submit_job(
+                entrypoint=shlex.join([*command, *(["--resume"] if resume else [])]),
+                runtime_env={"working_dir": str(folder), "env_vars": variables},
+            )
+        except RuntimeError as error:
+            raise ClusterError(f"--submit {address}: the job is not taken ({error})") from error
         shown, has_stopped = 0, False
         while True:
             status, log = client.get_job_status(job), client.get_job_logs(job)
