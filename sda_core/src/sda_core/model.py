@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sda_core.config import at_least, component, option, structure, unstructure
@@ -179,7 +179,7 @@ class TrainedModel:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         with replace_file(directory / "model.safetensors") as temporary:
-            save_file(state, temporary)
+            temporary.write_bytes(save(state))  # its own writer raises no OSError
         description: dict[str, Any] = {
             "schema": MODEL_SCHEMA,
             "kernel": unstructure(self.kernel),

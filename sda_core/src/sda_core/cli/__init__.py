@@ -7,6 +7,7 @@ needs when it is called.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -23,6 +24,8 @@ from sda_core.plugins import PluginManager, default_manager
 from sda_core.plugins.names import cause_text
 
 _DEBUG = "SDA_DEBUG"
+#: A disk, a quota or the size that a file may have is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _options(
@@ -88,7 +91,10 @@ def _error_text(error: Exception) -> str | None:
             f"out of memory ({said}): ask for less at once, as by smaller sizes, or use a machine "
             "or GPU with more; what was finished is kept"
         )
-    return cause_text(error) if isinstance(error, OSError) else None
+    if not isinstance(error, OSError):
+        return None
+    full = ". Make room, and the same command goes on from what is whole"
+    return cause_text(error) + (full if error.errno in _FULL else "")
 
 
 def _format_warning(

@@ -400,6 +400,7 @@ def _merge(parts: Parts, spec: SystemSpec, created_by: dict[str, str]) -> None:
     with ExitStack() as stack:
         writers = {}
         for split, path in temporary.items():
+            stack.callback(path.unlink, missing_ok=True)
             writers[split] = SplitWriter(path, recipe, split, spec)
             stack.callback(writers[split].close)
         for block in recipe.blocks:
@@ -414,8 +415,8 @@ def _merge(parts: Parts, spec: SystemSpec, created_by: dict[str, str]) -> None:
         full_spec, source = _with_statistics(spec, moments)
         for writer in writers.values():
             writer.finish(full_spec, source, created_by)
-    for split in recipe.splits:
-        os.replace(temporary[split], final[split])
+        for split in recipe.splits:
+            os.replace(temporary[split], final[split])
     sync(parts.directory)
 
 

@@ -8,7 +8,6 @@ is an ``.npz`` file, whose entries zip guards with a CRC-32.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ import numpy as np
 
 from sda_core.data.base import Recipe
 from sda_core.errors import DataError
-from sda_core.io.files import file_lock, sync
+from sda_core.io.files import file_lock, replace_file, write_text
 
 
 @attrs.frozen
@@ -97,20 +96,12 @@ class Parts:
             )
         else:
             manifest = {"recipe": attrs.asdict(self.recipe), "created_by": dict(created_by)}
-            temporary = self._manifest.with_suffix(".tmp")
-            temporary.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-            sync(temporary)
-            os.replace(temporary, self._manifest)
+            write_text(self._manifest, json.dumps(manifest, indent=2))
 
     def save(self, block: int, x: np.ndarray) -> None:
         r"""Keep the trajectories of a block, (n, L, C, \*S), float32."""
-        path = self.path(block)
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        with replace_file(self.path(block)) as temporary, temporary.open("wb") as file:
             np.savez(file, x=x, block=block, data_id=self.recipe.data_id)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
     def load(self, block: int) -> np.ndarray:
         r"""The trajectories of a block, (n, L, C, \*S), float32.

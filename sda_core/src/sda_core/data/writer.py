@@ -14,6 +14,7 @@ from sda_core.data.base import Recipe, StoreInfo
 from sda_core.data.checksums import attributes_crc32, seal, trajectory_crc32
 from sda_core.data.standardization import Moments
 from sda_core.io.files import sync
+from sda_core.io.hdf5_target import HDF5Target
 from sda_core.system import SystemSpec
 
 CHUNK_BYTES = 2**20
@@ -56,7 +57,8 @@ class SplitWriter:
     def __init__(self, path: Path, recipe: Recipe, split: str, spec: SystemSpec) -> None:
         self.path, self.recipe, self.split = path, recipe, split
         # This file format puts a checksum on HDF5's own structures; HDF5 >= 1.10 reads it.
-        self._file = h5py.File(path, "w", libver=("v110", "v110"))
+        self._target = HDF5Target(path)
+        self._file = h5py.File(self._target, "w", libver=("v110", "v110"))
         N, L = recipe.split_sizes[split], recipe.length
         self._x = self._file.create_dataset(
             "x",
@@ -97,9 +99,13 @@ class SplitWriter:
         Args:
             first: Number, in the data set, of the first one.
             x: Trajectories of shape (n, L, C, \*S).
+
+        Raises:
+            OSError: They cannot be written.
         """
         row = first - self.recipe.rows(self.split).start
         self._x[row : row + len(x)] = x
+        self._target.check()
         self._crc32[row : row + len(x)] = [trajectory_crc32(member) for member in x]
         for member in x:
             self.moments.update(member)
@@ -131,12 +137,14 @@ class SplitWriter:
             self._file.attrs[key] = _text(value) if isinstance(value, str) else value
         self._file.attrs["attributes_crc32"] = attributes_crc32(attributes)
         self.close()
+        self._target.check()
         seal(self.path)
         sync(self.path)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        self._target.close()
 
 
 def _texts(texts: Iterable[str]) -> np.ndarray:

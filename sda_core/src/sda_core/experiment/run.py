@@ -20,7 +20,16 @@ from sda_core.config import differences, dump_toml, unstructure
 from sda_core.errors import ConfigError, DataError
 from sda_core.experiment.configuration import Experiment
 from sda_core.experiment.stage import STAGES
-from sda_core.io.files import plain, read_events, read_json, sha256, write_json, write_text
+from sda_core.io.files import (
+    append_line,
+    plain,
+    read_events,
+    read_json,
+    remove_leftovers,
+    sha256,
+    write_json,
+    write_text,
+)
 from sda_core.io.progress import ProgressOption
 from sda_core.model import device
 from sda_core.plugins import PluginManager, default_manager
@@ -194,6 +203,7 @@ class Run:
             A dictionary for the stage's results, recorded with it.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.directory)
         if not (self.directory / "config.toml").is_file():
             self.write_config()  # so that a killed run can be resumed
         self.manager.call("sda_run_started", run=self, stage=name)
@@ -239,8 +249,7 @@ class Run:
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append an event to ``metrics.jsonl``."""
-        with (self.directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(plain(event)) + "\n")
+        append_line(self.directory / "metrics.jsonl", json.dumps(plain(event)))
 
     def log_values(self, event: str, epoch: int, step: int, values: Mapping[str, Value]) -> None:
         """Report numbers, histograms and pictures of the training.

@@ -114,7 +114,8 @@ class EnsembleFile(Ensemble):
         there = self._find()
         if there is None:
             xarray_io.remove(self.folder)
-            xarray_io.allocate(self._file, self.path.stem, self.spec, self.shape)
+            with self._writing(self._file):
+                xarray_io.allocate(self._file, self.path.stem, self.spec, self.shape)
         else:
             remove_leftovers(self.folder)
         self._offset = xarray_io.offset(self._file, self.path.stem)

@@ -30,6 +30,9 @@ def replace_file(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to ``path`` when all went well.
 
     The content is on the disk before the name is, and the name is when this returns.
+
+    Raises:
+        OSError: It cannot be written; names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
@@ -41,6 +44,10 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         with suppress(OSError):  # not all file systems can do this for a directory
             sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -109,6 +116,23 @@ def disk_usage(path: Path) -> shutil._ntuple_diskusage:
     """Bytes of the disk where a file or directory is, or will be: ``total``, ``used``, ``free``."""
     path = path.absolute()
     return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists()))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, or nothing of it.
+
+    Raises:
+        OSError: It cannot be written; names the file.
+    """
+    data = f"{line}\n".encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if (written := file.write(data)) != len(data):
+                file.write(data[written:])
+        except OSError as error:
+            file.truncate(size)
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
+from xarray.backends import H5NetCDFStore
 
 from sda_core.data.writer import chunk_shape
 from sda_core.errors import DataError
 from sda_core.io.files import replace_file, sync
+from sda_core.io.hdf5_target import hdf5_target
 from sda_core.system import SystemSpec
 
 #: Bytes that the numbers of an ensemble are aligned to.
@@ -71,8 +73,13 @@ def labels(
 
 def save(data: xr.DataArray | xr.Dataset, path: Path) -> None:
     """Write a NetCDF file and rename it into place."""
-    with replace_file(path) as temporary:
-        data.to_netcdf(temporary, engine="h5netcdf")
+    dataset = data.to_dataset() if isinstance(data, xr.DataArray) else data
+    with (
+        replace_file(path) as temporary,
+        hdf5_target(temporary) as target,
+        h5netcdf.File(target, "w") as file,
+    ):
+        dataset.dump_to_store(H5NetCDFStore(file))
 
 
 def allocate(path: Path, name: str, spec: SystemSpec, shape: Sequence[int]) -> None:
@@ -87,11 +94,10 @@ def allocate(path: Path, name: str, spec: SystemSpec, shape: Sequence[int]) -> N
         shape: (M, L, C, \*S).
     """
     names, coordinates, attributes = labels(spec, shape)
-    with replace_file(path) as temporary:
-        xr.Dataset(coords=coordinates).to_netcdf(temporary, engine="h5netcdf")
-        with h5netcdf.File(
-            temporary, "a", alignment_threshold=1, alignment_interval=_ALIGNMENT
-        ) as file:
+    with replace_file(path) as temporary, hdf5_target(temporary) as target:
+        aligned: Any = {"alignment_threshold": 1, "alignment_interval": _ALIGNMENT}
+        with h5netcdf.File(target, "w", **aligned) as file:
+            xr.Dataset(coords=coordinates).dump_to_store(H5NetCDFStore(file))
             values = file.create_variable(name, names, "<f4")
             values.attrs.update(attributes)
             values[(-1,) * len(shape)] = 0.0  # the space is taken when something is written

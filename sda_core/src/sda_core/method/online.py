@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sda_core.config import structure, unstructure
@@ -312,7 +312,7 @@ class OnlineAssimilator:
         if self._ensemble is not None:
             tensors["ensemble"] = self._ensemble.contiguous()
         with replace_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"description": json.dumps(description)})
+            temporary.write_bytes(save(tensors, {"description": json.dumps(description)}))
 
     def load(self, path: Path) -> None:
         """Go on from a saved state, on a CPU bit for bit as if nothing had happened.

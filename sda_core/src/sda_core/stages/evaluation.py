@@ -12,7 +12,7 @@ from sda_core.evaluation.scores import evaluate_ensemble, plugin_scores
 from sda_core.evaluation.verification import departures, observation_scores
 from sda_core.experiment import Experiment, Run
 from sda_core.io import xarray as xarray_io
-from sda_core.io.files import write_json
+from sda_core.io.files import write_json, write_text
 from sda_core.io.progress import ProgressOption
 from sda_core.method import Method
 from sda_core.observation.matched import dataset
@@ -94,7 +94,7 @@ def evaluate(
         if problem.matched is not None:
             table = departures(problem.matched, ensembles["posterior"])
             xarray_io.save(dataset(table), run.directory / "observations.nc")
-            table.to_csv(run.directory / "observations.csv", index=False)
+            write_text(run.directory / "observations.csv", table.to_csv(index=False))
         denoised = _denoised(run)
         every = scores | ({"model": denoising_scores(denoised)} if denoised else {})
         write_json(run.directory / "metrics.json", every)
