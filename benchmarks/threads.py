@@ -132,7 +132,7 @@ def sampling(folder: Path, steps: int) -> tuple[float, int | None]:
     from sda_core import stages
     from sda_core.experiment import Run
 
-    changes = ["assimilate.members=8", "data.trajectories=64", "data.length=256"]
+    changes = ["assimilate.members=8", "assimilate.length=33", "data.trajectories=64"]
     experiment = load_experiment("lorenz63-pretrained", [*changes, "method.name=sda"])
     with tempfile.TemporaryDirectory() as name:
         simulate(experiment, name, progress=False)

@@ -124,7 +124,8 @@ def test_order(sampler, mixture) -> None:
     errors = []
     for n in STEPS:
         at_n = attrs.evolve(sampler, steps=n, grid="log-snr", denoise_final=False)
-        errors.append(float((_samples(at_n, denoiser) - exact).abs().max()))
+        error = _samples(at_n, denoiser) - exact  # the largest may be that of one start alone
+        errors.append(float(error.square().mean().sqrt()))
     assert _slope(STEPS, errors) == pytest.approx(sampler.order, abs=0.3)
     assert errors[-1] < 5e-4
 

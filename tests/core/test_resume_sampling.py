@@ -275,7 +275,7 @@ def test_draws_say_nothing_twice() -> None:
 
 
 def test_noise_goes_on() -> None:
-    noise, other = MemberNoise(3, [0, 5]), MemberNoise(4, [1, 2])
+    noise, other = MemberNoise(3, [0, 5]), MemberNoise(3, [0, 5])
     noise.normal((2, 3))
     noise.normal((2, 5))  # an odd number, so that a normal number is left over
     other.state = noise.state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import numpy as np
 import pytest
@@ -404,8 +406,30 @@ def test_member_noise() -> None:
     assert not torch.equal(first, second)
     assert torch.equal(second[2], b.normal((2, 4, 2))[0])
     assert not torch.equal(MemberNoise(6, [2]).normal((1, 4, 2)), first[2:])
-    with pytest.raises(ValueError, match=r"shorter|longer"):
+    with pytest.raises(ValueError, match="2 rows is asked of 3 members"):
         a.normal((2, 4))
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (), (100,), (2**14,), (3, 2**14)])
+def test_noise_of_a_member_depends_on_no_other(shape) -> None:
+    """Whether a block is drawn whole, in part or in another order."""
+    numbers = [0, 1, 2, 163, 164, 700, 2047, 2048, 16383, 16384]
+    whole = 2049 if math.prod(shape) < 1000 else 4
+    wanted = [n for n in numbers if n < whole]
+    everyone, some = MemberNoise(5, range(whole)), MemberNoise(5, wanted[::-1])
+    for _ in range(2):
+        z, part = everyone.normal((whole, *shape)), some.normal((len(wanted), *shape))
+        assert torch.equal(part, z[wanted[::-1]])
+        assert len(z.flatten().unique()) > 0.99 * z.numel()
+
+
+def test_noise_is_normal_and_uncorrelated() -> None:
+    noise = MemberNoise(3, range(4096), torch.float64)
+    z = torch.stack([noise.normal((4096, 3)), noise.normal((4096, 3))]).flatten(1)
+    assert z.mean().abs() < 4 / z.numel() ** 0.5
+    assert (z.var() - 1).abs() < 4 * (2 / z.numel()) ** 0.5
+    for a, b in ((z[0], z[1]), (z[:, :-1], z[:, 1:]), (z[:, :-2048], z[:, 2048:])):
+        assert (a * b).mean().abs() < 4 / a.numel() ** 0.5
 
 
 def test_seeds_all_count() -> None:

@@ -136,7 +136,7 @@ NON_GAUSSIAN = [
         0.0,
     ),
     # Two modes.
-    (lambda x: (x[..., 0, :1] - 3) ** 2, GaussianNoise(scale=_scale(1.0)), _scale(2.0), 0.1),
+    (lambda x: (x[..., 0, :1] - 3) ** 2, GaussianNoise(scale=_scale(1.0)), _scale(2.0), 0.09),
 ]
 
 
