@@ -46,7 +46,12 @@ from .test_sweep import (
 __all__ = ["trained"]
 
 #: Where drivers find machines that are there on loopback only.
-ON_LOOPBACK = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def environment() -> dict[str, str]:
+    """The same for a command, with Ray's token where this process has one by now."""
+    return os.environ | dict([LOOPBACK])
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +257,7 @@ def test_a_killed_driver_is_resumed(nodes: Any, tmp_path: Path) -> None:
     directory, path = tmp_path / "study", tmp_path / "long.toml"
     dump_toml(unstructure(away(nodes, tmp_path, *LONG, "train.epochs=120")), path)
     command = [sys.executable, "-m", "sda_core", "sweep", str(path), "--dir", str(directory)]
-    driver = subprocess.Popen([*command, "--quiet"], env=ON_LOOPBACK)
+    driver = subprocess.Popen([*command, "--quiet"], env=environment())
     try:
         wait_for(lambda: stored_step(tmp_path, 1) > 10)
         os.kill(driver.pid, signal.SIGKILL)
@@ -269,7 +274,7 @@ def test_a_killed_driver_is_resumed(nodes: Any, tmp_path: Path) -> None:
     wait_for(lambda: not Path(f"/proc/{worker_of(tmp_path, 1)}").exists())
     for home in homes(tmp_path).iterdir():
         home.rename(tmp_path / home.name)
-    subprocess.run([*command, "--resume"], check=True, timeout=PATIENCE, env=ON_LOOPBACK)
+    subprocess.run([*command, "--resume"], check=True, timeout=PATIENCE, env=environment())
     study = Study.load(directory)
     assert study.counts == {"finished": 3}
     assert study.trials[0] == finished
@@ -289,7 +294,7 @@ def test_ctrl_c_fetches_what_was_done(nodes: Any, tmp_path: Path) -> None:
     directory, path = tmp_path / "study", tmp_path / "long.toml"
     dump_toml(unstructure(away(nodes, tmp_path, *LONG, "train.epochs=2000")), path)
     command = [sys.executable, "-m", "sda_core", "sweep", str(path), "--dir", str(directory)]
-    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ON_LOOPBACK)
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     try:
         wait_for(lambda: len(record(directory, 0).curve) > 10)
         driver.send_signal(signal.SIGINT)

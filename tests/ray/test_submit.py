@@ -29,10 +29,8 @@ from sda_ray.tune import tuner
 from sda_ray.tune.searcher import StudySearcher
 from sda_ray.tune.study import Study
 
+from .test_storage import LOOPBACK
 from .test_sweep import LONG, PATIENCE, SPACE, TRAIN, tiny, wait_for
-
-#: Where drivers find machines that are there on loopback only.
-LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def sda(*arguments: str) -> Any:

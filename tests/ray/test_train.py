@@ -253,13 +253,13 @@ def test_a_trial_that_does_not_start_in_time(ray: Ray, tmp_path: Path) -> None:
     other = Ray().run_distributed(wait_for_ever, workers=2)
     next(other)
     changes = ("sweep.workers_per_trial=1", "sweep.retries=1", "sweep.trials=1")
-    at = ("cluster.name=ray", "cluster.start_timeout=3.0")
-    experiment = tiny(*SWEEP, *changes, *at)
+    experiment = tiny(*SWEEP, *changes, "cluster.name=ray", "cluster.start_timeout=3.0")
     failed = pytest.raises(ClusterError, match=r"no trial .* 3 s \(cluster.start_timeout\).* 2 att")
     with failed, pytest.warns(UserWarning, match="no trial has started within 3 s"):
         swept(experiment, tmp_path / "study")
     other.close()
-    assert swept(experiment, tmp_path / "study", resume=True).counts == {"finished": 1}
+    study = swept(tiny(*SWEEP, *changes), tmp_path / "study", resume=True)
+    assert study.counts == {"finished": 1}
 
 
 def test_two_workers_train_as_one_process_does(ray: Ray, tmp_path: Path) -> None:

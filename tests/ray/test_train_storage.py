@@ -29,7 +29,7 @@ from sda_ray.connection import on_loopback
 from sda_ray.tune.context import TrialContext
 
 from .test_cluster import _children
-from .test_storage import ON_LOOPBACK, files
+from .test_storage import LOOPBACK, environment, files
 from .test_train import (
     LONG,
     PATIENCE,
@@ -42,9 +42,6 @@ from .test_train import (
     tiny,
     wait_for,
 )
-
-#: What keeps processes that Ray starts on loopback.
-LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", ON_LOOPBACK["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"])
 
 
 @pytest.fixture(scope="module")
@@ -305,14 +302,14 @@ def test_a_killed_command_resumes_from_what_it_had_fetched(nodes: Any, tmp_path:
     dump_toml(unstructure(tiny(*LONG, *at, f"cluster.storage=file://{tmp_path}/far")), path)
     command = [sys.executable, "-m", "sda_core", "train", str(path), "--dir", str(directory)]
     command += ["--workers", "2", "--quiet"]
-    driver = subprocess.Popen(command, env=ON_LOOPBACK)
+    driver = subprocess.Popen(command, env=environment())
     try:
         wait_for(lambda: len(losses(directory)) >= 10 or driver.poll() is not None)
     finally:
         driver.kill()
         driver.wait()
     assert 10 <= len(losses(directory)) < 60
-    subprocess.run([*command, "--resume"], check=True, timeout=PATIENCE, env=ON_LOOPBACK)
+    subprocess.run([*command, "--resume"], check=True, timeout=PATIENCE, env=environment())
     assert losses(directory) == pytest.approx(one, rel=1e-3)
     assert epochs_of(directory) == list(range(1, 61))
     assert not homes(tmp_path)
@@ -396,7 +393,7 @@ def test_a_study_of_groups_is_stopped_and_resumed(nodes: Any, tmp_path: Path) ->
     changes = ("sweep.scheduler={ name = 'none' }", "sweep.trials=1", *LONG)
     dump_toml(unstructure(study(nodes, tmp_path, *changes)), path)
     command = [sys.executable, "-m", "sda_core", "sweep", str(path), "--dir", str(directory)]
-    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ON_LOOPBACK)
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     try:
         wait_for(lambda: saved(tmp_path, "study/trials/00000/*") >= 20 or driver.poll() is not None)
         driver.send_signal(signal.SIGINT)
@@ -408,5 +405,7 @@ def test_a_study_of_groups_is_stopped_and_resumed(nodes: Any, tmp_path: Path) ->
     assert "sweep stopped: 0 of 1 trials are done" in said
     done = len(losses(directory / "trials" / "00000"))
     assert 10 <= done < 60
-    subprocess.run([*command, "--resume", "--quiet"], check=True, timeout=PATIENCE, env=ON_LOOPBACK)
+    subprocess.run(
+        [*command, "--resume", "--quiet"], check=True, timeout=PATIENCE, env=environment()
+    )
     assert epochs_of(directory / "trials" / "00000") == list(range(1, 61))

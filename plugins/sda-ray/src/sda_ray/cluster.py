@@ -21,6 +21,7 @@ from sda_core.errors import ClusterError
 from sda_ray.connection import in_own_process_group, knock, on_loopback, private_folder
 from sda_ray.distributed import run_distributed
 from sda_ray.remote import WorkerResources, get_work, hide_gpus, put_work, result_of
+from sda_ray.storage import check_url
 from sda_ray.sync import sync_directory
 
 T = TypeVar("T")
@@ -183,6 +184,7 @@ class Ray(Cluster):
         """Sync a directory, by ``storage``; see :meth:`sda_core.cluster.Cluster.sync_directory`."""
         if self.storage is None:
             return super().sync_directory(directory)
+        check_url(self.storage)
         return self._synced(self.storage, directory, exclude, announce)
 
     @contextmanager

@@ -23,7 +23,7 @@ import attrs
 from sda_core.cluster import SyncedDirectory, WorkerDirectory
 from sda_core.errors import ClusterError
 from sda_core.io.files import file_lock
-from sda_ray.storage import check_url, check_writable, download, newest, upload
+from sda_ray.storage import check_writable, download, newest, upload
 
 #: In the storage, and where a machine has it: the data, which never change.
 _DATA = "data"
@@ -87,10 +87,8 @@ def sync_directory(
     """Sync a run directory with a storage; see :meth:`sda_core.cluster.Cluster.sync_directory`.
 
     Raises:
-        ConfigError: The storage is no place that others see.
-        ClusterError: It cannot be written to.
+        ClusterError: The storage cannot be written to.
     """
-    check_url(storage)
     check_writable(storage)
     # Another directory of this name, of somebody else, may be in use at the same time.
     mark = hashlib.sha256(f"{socket.gethostname()}:{directory}".encode()).hexdigest()[:8]

@@ -1,23 +1,31 @@
-"""What a trial of inference does: it infers and scores trajectories of the test split."""
+"""What a trial of inference does: it infers and scores trajectories of the test split.
+
+Those of all trials are compared with the same reference ensembles, drawn before the first one.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sda_core import stages
-from sda_core.errors import SweepError
+from sda_core.errors import StoppedError, SweepError
 from sda_core.evaluation.denoiser import variable_scores
 from sda_core.evaluation.scores import evaluate_ensemble, plugin_scores
 from sda_core.experiment import Experiment, Run
 from sda_core.io import xarray as xarray_io
-from sda_core.io.files import write_text
+from sda_core.io.files import replace_file, write_text
+from sda_core.io.progress import ProgressOption, reporting
+from sda_core.random import seeded_generator
 from sda_core.stages.assimilation import infer
-from sda_core.stages.common import POSTERIOR, stream
+from sda_core.stages.common import POSTERIOR, REFERENCE, stream
+from sda_ray.cluster import Ray
 from sda_ray.tune.callbacks import Report, StopFlag
 from sda_ray.tune.context import TrialContext
 
@@ -87,3 +95,44 @@ def _scores(
         except Exception as error:  # noqa: BLE001 - no trial is lost for a picture
             warnings.warn(f"figures cannot be drawn: {type(error).__name__}: {error}", stacklevel=2)
     return scores
+
+
+def make_references(
+    context: TrialContext, cluster: Ray, progress: ProgressOption, stopping: Callable[[], bool]
+) -> None:
+    """Draw the reference ensembles that are missing.
+
+    Raises:
+        StoppedError: A stop was asked for.
+    """
+    sets = context.sweep.observation_sets
+    missing = [n for n in range(sets) if not context.reference(n).is_file()]
+    workers = context.sweep.concurrency or len(missing)
+    with reporting(progress, "references", sets, sets - len(missing)) as report:
+        drawn = cluster.map(
+            partial(_draw_reference, context.for_workers()), missing, workers=workers
+        )
+        for done, (index, data) in enumerate(drawn, sets - len(missing) + 1):
+            with replace_file(context.reference(missing[index])) as temporary:
+                temporary.write_bytes(data)
+            report(done)
+            if stopping():
+                raise StoppedError(
+                    "sweep stopped before its first trial; pass --resume to continue it"
+                )
+
+
+def _draw_reference(context: TrialContext, number: int) -> bytes:
+    """Draw the ensemble that counts as the truth for an observation set, and give it as a file."""
+    here = context.staged()
+    experiment = here.observed(here.experiment({}), number)
+    run = Run(experiment, here.directory, progress=False)
+    method: Any = experiment.evaluate.reference
+    seed = seeded_generator(experiment.seed, REFERENCE, 0).initial_seed()
+    problem, members = stages.make_problem(run), experiment.assimilate.members
+    x = infer(run, method, problem, members, seed, lambda step, steps: None)
+    array = xarray_io.trajectories(x, problem.system.spec).rename("reference")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "reference.nc"
+        xarray_io.save(array, path)
+        return path.read_bytes()

@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import create_trial
 
 from sda_ray.tune.study import Study
 
@@ -53,23 +53,37 @@ def importance(study: Study) -> dict[str, Importance]:
         than :data:`FEWEST_TRIALS` trials have a value, or all have the same one.
     """
     sign = 1 if study.mode == "min" else -1
-    trials = [t for t in study.trials if t.state in ("finished", "pruned")]
-    trials = [t for t in trials if t.value is not None and math.isfinite(t.value)]
-    goodness = [(t.state == "pruned", sign * (t.value or 0.0)) for t in trials]
-    frozen = study.optuna.get_trials(deepcopy=False)
-    copies = [frozen[trial.number] for trial in trials]
-    tried: dict[str, set[str]] = {}
-    for trial in copies:
-        for path, value in trial.params.items():
-            tried.setdefault(path, set()).add(repr(value))
-    varied = {path for path, values in tried.items() if len(values) > 1}
-    if len(trials) < FEWEST_TRIALS or len(set(goodness)) == 1 or not varied:
+    goodness = {
+        trial.number: (trial.state == "pruned", sign * trial.value)
+        for trial in study.trials
+        if trial.state in ("finished", "pruned")
+        if trial.value is not None and math.isfinite(trial.value)
+    }
+    known = study.optuna.get_trials(deepcopy=False)
+    trials = [known[number] for number in goodness]
+    paths = dict.fromkeys(path for trial in trials for path in trial.params)
+    varied = [p for p in paths if len({repr(t.params.get(p)) for t in trials} - {"None"}) > 1]
+    places = {good: place for place, good in enumerate(sorted(set(goodness.values())))}
+    if len(trials) < FEWEST_TRIALS or len(places) == 1 or not varied:
         return {}
-    places = {good: place for place, good in enumerate(sorted(set(goodness)))}
-    ranks = np.array([places[good] for good in goodness])
-    random = np.random.default_rng(0)
-    orders = [ranks, *(random.permutation(ranks) for _ in range(_ORDERS))]
-    found, *chance = _importances(copies, varied, orders)
+    copies = optuna.create_study()
+    for trial in trials:
+        params = {path: trial.params[path] for path in varied if path in trial.params}
+        given = {path: trial.distributions[path] for path in params}
+        copies.add_trial(create_trial(params=params, distributions=given, value=0.0))
+    best = min(0.5, max(_BEST_SHARE, _FEWEST_BEST / len(trials)))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
+
+    def importances(order: np.ndarray) -> dict[str, float]:
+        target = lambda trial: float(order[trial.number])  # noqa: E731
+        return get_param_importances(copies, evaluator=evaluator, target=target, normalize=False)
+
+    ranks, random = np.array([places[g] for g in goodness.values()]), np.random.default_rng(0)
+    with warnings.catch_warnings():
+        # That few trials have a conditional parameter is what the comparison with chance is for.
+        warnings.simplefilter("ignore")
+        found = importances(ranks)
+        chance = [importances(random.permutation(ranks)) for _ in range(_ORDERS)]
     total = sum(found.values()) or 1.0
     return {
         path: Importance(
@@ -79,35 +93,3 @@ def importance(study: Study) -> dict[str, Importance]:
         )
         for path, value in found.items()
     }
-
-
-def _importances(
-    trials: list[FrozenTrial], varied: set[str], orders: list[np.ndarray]
-) -> list[dict[str, float]]:
-    """Importances for each order of the trials."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would print the name of this study
-    try:
-        search = optuna.create_study()
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    for trial in trials:
-        kept = {path: value for path, value in trial.params.items() if path in varied}
-        given = {path: trial.distributions[path] for path in kept}
-        search.add_trial(create_trial(params=kept, distributions=given, value=0.0))
-    best = min(0.5, max(_BEST_SHARE, _FEWEST_BEST / len(trials)))
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
-    found = []
-    with warnings.catch_warnings():
-        # That few trials have a conditional parameter is what the comparison with chance is for.
-        warnings.simplefilter("ignore")
-        for order in orders:
-            found.append(
-                get_param_importances(
-                    search,
-                    evaluator=evaluator,
-                    target=lambda trial, order=order: float(order[trial.number]),  # type: ignore[misc]
-                    normalize=False,
-                )
-            )
-    return found

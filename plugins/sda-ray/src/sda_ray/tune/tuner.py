@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import optuna
 import ray
 
@@ -20,13 +21,15 @@ from sda_core.experiment import Experiment, Run
 from sda_core.io.files import file_lock
 from sda_core.io.interrupt import stop_request
 from sda_core.io.progress import ProgressOption, announce, reporting
+from sda_core.model import model_folder
+from sda_core.stages import simulate
 from sda_ray.cluster import Ray
 from sda_ray.storage import newest, upload
 from sda_ray.sync import clean_caches
+from sda_ray.tune.assimilation import make_references
 from sda_ray.tune.config import SweepSettings
 from sda_ray.tune.context import TrialContext
 from sda_ray.tune.fit import fit
-from sda_ray.tune.inputs import prepare_inputs
 from sda_ray.tune.report import write_report
 from sda_ray.tune.search_space import leaves
 from sda_ray.tune.study import Study
@@ -97,6 +100,43 @@ def _fixed(table: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"sweep": sweep | {"space": dict(leaves(sweep.get("space", {})))}}
 
 
+def _prepare_inputs(
+    experiment: Any,
+    context: TrialContext,
+    cluster: Ray,
+    progress: ProgressOption,
+    stopping: Callable[[], bool],
+) -> None:
+    """Make what trials share, and upload it where there is a storage.
+
+    Raises:
+        StoppedError: A stop was asked for.
+    """
+    if not context.shares_data:
+        return
+    directory = Path(context.directory)
+    untracked = attrs.evolve(experiment, trackers=())  # trackers are for trials
+    pretrained, data = experiment.model.pretrained, directory / "data"
+    if pretrained is not None and not data.exists():
+        beside = model_folder(pretrained).resolve().parent / "data"
+        if beside.is_dir():
+            data.symlink_to(beside)
+    if not Run(untracked, directory).is_done("simulate"):
+        simulate(untracked, directory, progress=progress)
+        dump_toml(unstructure(experiment), directory / "config.toml")
+    shared = {"data": data}
+    if pretrained is not None and Path(pretrained).exists():
+        shared["model"] = Path(pretrained)
+    if context.storage is not None:
+        for name, folder in shared.items():
+            announce(progress, f"{name}: {folder} is copied to {context.storage}, if need be")
+            upload(folder, f"{context.storage}/{name}")
+    if context.sweep.stage == "assimilate" and experiment.evaluate.reference is not None:
+        make_references(context, cluster, progress, stopping)
+        if context.storage is not None:
+            upload(directory / "reference", f"{context.storage}/reference")
+
+
 class _Sweep:
     def __init__(
         self,
@@ -129,7 +169,7 @@ class _Sweep:
         if study.resumed:
             done = f"{self._ended()} of {planned} trials are done"
             announce(self.progress, f"resuming {self.directory}: {done}")
-        prepare_inputs(self.experiment, context, self.cluster, self.progress, self._stopping)
+        _prepare_inputs(self.experiment, context, self.cluster, self.progress, self._stopping)
         self._upload_stopped()
         is_late = False
         if self._ended() < planned:
