@@ -23,8 +23,6 @@ from statistics import median
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 # Not torch: it must not be imported before the number of threads is set.
 from sda_core import load_experiment, simulate
@@ -36,7 +34,7 @@ WORK = ("training, windows/s", "8 members, s")
 
 def main(
     turns: Annotated[int, typer.Option(help="Turns of each variant.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps in a turn.")] = 60,
+    steps: Annotated[int, typer.Option(help="Training steps in a turn.")] = 20,
     work: Annotated[int | None, typer.Option(hidden=True)] = None,
     folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -45,9 +43,9 @@ def main(
         seconds, threads = (training, sampling)[work](folder, steps)
         print(seconds, threads)
         return
-    table = Table(title=f"medians of {turns} turns, {cores()} cores")
-    for column in ("", "load", "all cores", "chosen", "threads", "times as fast (min to max)"):
-        table.add_column(column, justify="right" if column else "left")
+    print(f"medians of {turns} turns, {cores()} cores")
+    row = "{:<27} {:>5} {:>10} {:>10} {:>8}   {}".format
+    print(row("", "load", "all cores", "chosen", "threads", "times as fast (min to max)"))
     with tempfile.TemporaryDirectory() as name:
         simulate(training_experiment(), name, progress=False)
         for number, label in enumerate(WORK):
@@ -62,14 +60,14 @@ def main(
                 ratios = [a / b for (a, _), (b, _) in found]
                 if number == 0:
                     found = [[(steps * 32 / s, n) for s, n in pair] for pair in found]
-                table.add_row(
+                line = row(
                     f"{label}, {'busy' if busy else 'idle'}",
                     f"{os.getloadavg()[0]:.1f}",
                     *(f"{median(pair[i][0] for pair in found):.1f}" for i in (0, 1)),
                     ", ".join(str(n) for n in sorted({pair[1][1] for pair in found})),
                     f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
                 )
-    Console(width=110).print(table)
+                print(line, flush=True)  # at once, since spinning threads can take very long
 
 
 @contextmanager
