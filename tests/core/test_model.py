@@ -143,6 +143,17 @@ def test_a_description_that_is_no_table(tmp_path, text) -> None:
         TrainedModel.load(tmp_path)
 
 
+@pytest.mark.parametrize("odd", [None, [], 3, "x", {"variables": [{"name": "x", "units": True}]}])
+@pytest.mark.parametrize("key", ["kernel", "schedule", "model", "spec"])
+def test_a_description_of_something_else(tmp_path, key, odd) -> None:
+    _model().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    del description["checksum"]
+    (tmp_path / "model.json").write_text(json.dumps(description | {"schema": 2, key: odd}))
+    with pytest.raises((CheckpointError, ConfigError)):
+        TrainedModel.load(tmp_path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_not_saved(tmp_path, value) -> None:
     model = _model()

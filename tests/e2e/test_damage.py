@@ -143,6 +143,17 @@ def test_a_run_without_checksums_is_taken_as_it_is(directory: Path) -> None:
     assert (directory / "posterior.nc").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("odd", ['{"posterior": 3}', '{"posterior": {"rmse": "x"}}', "[]"])
+def test_scores_that_are_none(directory: Path, odd: str) -> None:
+    path = directory / "provenance.json"
+    record = json.loads(path.read_text())
+    record["stages"]["evaluate"].pop("sha256")
+    path.write_text(json.dumps(record))
+    (directory / "metrics.json").write_text(odd)
+    with pytest.raises(DataError, match=r"metrics\.json cannot be read"):
+        sda.run(small(), directory, progress=False)
+
+
 ODD = {
     "empty": b"",
     "binary": bytes(range(256)),

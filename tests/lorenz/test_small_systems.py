@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from sda_core.errors import SimulationError
 from sda_core.system import simulate_block
 from sda_lorenz.damped_spring import DampedSpring
 from sda_lorenz.lotka_volterra import LotkaVolterra
@@ -72,3 +73,8 @@ def test_spring_log_prob() -> None:
     x, x_next = torch.randn(2, 3, 4, dtype=torch.float64)
     noise = torch.distributions.Normal(x @ F.T, Q.diagonal().sqrt())
     torch.testing.assert_close(system.log_prob(x, x_next), noise.log_prob(x_next).sum(-1))
+
+
+def test_parameters_beyond_what_numbers_can_hold() -> None:
+    with pytest.raises(SimulationError, match=r"seed 0, trajectories 0 to \d+: OverflowError"):
+        simulate_block(DampedSpring(dt=1e300), 0, 0, 4)

@@ -44,13 +44,23 @@ def run(
                 record.check_whole(stage.name)
             announce(progress, f"{', '.join(damaged)} is damaged: {stage.name} is done again")
         stage.function(experiment, directory, progress=progress)
-    metrics = record.directory / "metrics.json"
+    return _read_scores(record.directory / "metrics.json")
+
+
+def _read_scores(path: Path) -> dict[str, dict[str, float]]:
+    """The scores in a file, in which what is not finite is null."""
     try:
-        scores = read_json(metrics)
+        scores = read_json(path)
+        for values in scores.values():
+            if not isinstance(values, dict) or not all(map(_is_score, values.values())):
+                raise ValueError("it does not hold scores by name for each ensemble")
     except (OSError, ValueError) as error:
-        raise DataError(f"{metrics} cannot be read ({error}): run `sda evaluate` again") from error
-    # What is not finite is null in the file.
+        raise DataError(f"{path} cannot be read ({error}): run `sda evaluate` again") from error
     return {
         ensemble: {name: math.nan if v is None else v for name, v in values.items()}
         for ensemble, values in scores.items()
     }
+
+
+def _is_score(value: object) -> bool:
+    return value is None or isinstance(value, int | float)

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from sda_core.errors import SimulationError, SimulationWarning
+from sda_core.plugins.names import cause_text
 from sda_core.random import seeded_generator
 from sda_core.system.base import HasTrajectory, System
 
@@ -104,7 +105,7 @@ def simulate_block(
 
     Raises:
         SimulationError: More than half of the members are not finite, or one is not after three
-            redraws; says the seed and the trajectories' numbers.
+            redraws, or the system cannot compute them; says the seed and the trajectories' numbers.
     """
     first = block * system.block_size
 
@@ -129,8 +130,9 @@ def simulate_block(
             )
             rows = torch.tensor(diverged, device=x.device)
             x = x.index_copy(0, rows, draw(attempt)[rows])
-    except SimulationError as error:
+    except ArithmeticError as error:
+        said = str(error) if isinstance(error, SimulationError) else cause_text(error)
         raise SimulationError(
-            f"seed {seed}, trajectories {first} to {first + system.block_size - 1}: {error}"
+            f"seed {seed}, trajectories {first} to {first + system.block_size - 1}: {said}"
         ) from error
     return x

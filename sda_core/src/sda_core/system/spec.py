@@ -9,14 +9,16 @@ import numpy as np
 
 from sda_core.errors import ConfigError
 
+_text = attrs.validators.instance_of(str)
+
 
 @attrs.frozen
 class Variable:
     """A physical variable: its name, unit ("1" for none) and, optionally, a longer name."""
 
-    name: str
-    units: str = "1"
-    long_name: str = ""
+    name: str = attrs.field(validator=_text)
+    units: str = attrs.field(default="1", validator=_text)
+    long_name: str = attrs.field(default="", validator=_text)
 
     @classmethod
     def parse(cls, text: str | Variable) -> Variable:
@@ -41,9 +43,9 @@ class Axis:
         ConfigError: The points do not lie within one period.
     """
 
-    name: str
+    name: str = attrs.field(validator=_text)
     values: np.ndarray = attrs.field(converter=np.asarray)
-    units: str = "1"
+    units: str = attrs.field(default="1", validator=_text)
     period: float | None = None
 
     def __attrs_post_init__(self) -> None:
