@@ -64,6 +64,7 @@ _COMPONENTS = {
     "cluster": {"local": ("local:Local", "Processes of this machine")},
     "method": {
         "sda": ("sda:SDA", "Score-based data assimilation (Rozet & Louppe 2023)"),
+        "block-smc": ("block_smc:BlockSMC", "Particles over blocks that a trained model forecasts"),
         "particle-filter": ("particle_filter:ParticleFilter", "Bootstrap particle filter"),
         "interpolation": (
             "interpolation:Interpolation",

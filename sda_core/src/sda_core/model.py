@@ -24,8 +24,10 @@ from sda_core.config import at_least, component, option, structure, unstructure
 from sda_core.data import Standardization
 from sda_core.denoiser import (
     FoldName,
+    ForecastDenoiser,
     MarkovBlanketDenoiser,
     ParameterizationName,
+    PatternName,
     WindowDenoiser,
 )
 from sda_core.errors import CheckpointError, ConfigError, SDAError, TrainingError
@@ -61,6 +63,15 @@ class ModelConfig:
     parameterization: ParameterizationName = option(
         default="eps", help="what the kernel's output means"
     )
+    levels: tuple[PatternName, ...] = option(
+        default=("joint",),
+        help="which states of a window are known while the others are noised, in equal shares of "
+        "the training: joint (none), forecast (the first `past`), infill (these and the last); "
+        "with more than joint the model can forecast, as block-smc needs",
+    )
+    past: int = option(
+        default=1, check=at_least(1), help="number of states that a forecast is given"
+    )
     context: tuple[str, ...] = option(
         default=(), help="names of the system's static fields that the kernel is given"
     )
@@ -81,6 +92,21 @@ class ModelConfig:
                 f"stride = {self.stride} is larger than window = {self.window}: some states would "
                 "be in no window. Use a stride of at most the window"
             )
+        if self.forecasts and self.past + ("infill" in self.levels) >= self.window:
+            raise ConfigError(
+                f"past = {self.past} leaves nothing unknown of window = {self.window}: use a wider "
+                "window, or fewer states before it"
+            )
+        if self.forecasts and self.parameterization != "edm":
+            raise ConfigError(
+                f"parameterization = {self.parameterization!r}: with levels = {self.levels} it is "
+                "edm"
+            )
+
+    @property
+    def forecasts(self) -> bool:
+        """Whether the model forecasts, given known states."""
+        return self.levels != ("joint",)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -123,10 +149,24 @@ class TrainedModel:
             ConfigError: The context asked for does not exist, or the kernel takes none.
         """
         context = _context(kernel, config.context, fields or {})
-        network = kernel.build(window_shape(config, spec))
-        denoiser = WindowDenoiser(
-            network, schedule, config.window, config.parameterization, context
-        )
+        shape = window_shape(config, spec)
+        denoiser: WindowDenoiser
+        if config.forecasts:
+            denoiser = ForecastDenoiser(
+                kernel.build(attrs.evolve(shape, variables=4 * shape.variables)),
+                kernel.build(attrs.evolve(shape, variables=2 * shape.variables)),
+                schedule,
+                config.window,
+                shape.variables,
+                config.levels,
+                config.past,
+                context,
+            )
+        else:
+            network = kernel.build(shape)
+            denoiser = WindowDenoiser(
+                network, schedule, config.window, config.parameterization, context
+            )
         return cls(config=config, kernel=kernel, denoiser=denoiser, spec=spec)
 
     @property
@@ -243,7 +283,7 @@ class TrainedModel:
         """The model that a description is of, with the weights in a directory."""
         saved: ModelConfig = structure(ModelConfig, description["model"], path="model")
         config = config or saved
-        for key in ("window", "parameterization", "context"):
+        for key in ("window", "parameterization", "levels", "past", "context"):
             asked, trained = getattr(config, key), getattr(saved, key)
             if asked != trained:
                 raise CheckpointError(

@@ -8,6 +8,7 @@ from sda_core.denoiser.base import (
     score_to_x0,
     x0_to_eps,
 )
+from sda_core.denoiser.forecast import Conditional, ForecastDenoiser, PatternName
 from sda_core.denoiser.function import FunctionDenoiser
 from sda_core.denoiser.markov_blanket import (
     FoldName,
@@ -19,11 +20,14 @@ from sda_core.denoiser.window import PARAMETERIZATIONS, ParameterizationName, Wi
 
 __all__ = [
     "PARAMETERIZATIONS",
+    "Conditional",
     "Denoiser",
     "FoldName",
+    "ForecastDenoiser",
     "FunctionDenoiser",
     "MarkovBlanketDenoiser",
     "ParameterizationName",
+    "PatternName",
     "WindowDenoiser",
     "eps_to_score",
     "eps_to_x0",

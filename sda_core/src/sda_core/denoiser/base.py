@@ -23,8 +23,8 @@ from sda_core.schedule.base import Schedule
 
 
 def expand_time(t: Tensor, x: Tensor) -> Tensor:
-    """Let t, of shape () or (B,), broadcast against x of shape (B, ...)."""
-    return t.reshape(t.shape + (1,) * (x.ndim - 1)) if t.ndim else t
+    """Let t, of shape (), (B,) or (B, W), broadcast against x of shape (B, W, ...)."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t
 
 
 def x0_to_eps(x_t: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

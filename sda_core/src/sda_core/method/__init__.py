@@ -2,6 +2,7 @@
 
 from sda_core.io.peak_memory import peak_bytes
 from sda_core.method.base import Execution, Method, PriorModel, Problem
+from sda_core.method.block_smc import BlockModel, BlockSMC
 from sda_core.method.ensemble import Ensemble, Progress
 from sda_core.method.forecasting import forecast
 from sda_core.method.interpolation import Interpolation
@@ -15,6 +16,8 @@ from sda_core.method.twin import twin_experiment
 
 __all__ = [
     "SDA",
+    "BlockModel",
+    "BlockSMC",
     "Ensemble",
     "EnsembleSampler",
     "Execution",

@@ -151,12 +151,14 @@ class Method(ABC):
     Class attributes:
         needs_model: Whether it needs a trained model, a sampler and a guidance, which it then holds
             as ``model``, ``sampler`` and ``guidance`` (:class:`~sda_core.method.GuidedMethod`).
+        needs_guidance: Whether a method that needs a model needs a guidance, too.
         spreads: Whether its members can be drawn on a cluster, each without the others.
         point_estimate: Whether it gives one trajectory, which all members repeat.
     """
 
     sda_kind: ClassVar[str] = "method"
     needs_model: ClassVar[bool] = False
+    needs_guidance: ClassVar[bool] = True
     spreads: ClassVar[bool] = False
     point_estimate: ClassVar[bool] = False
 

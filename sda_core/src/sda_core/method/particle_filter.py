@@ -13,6 +13,7 @@ from torch import Tensor
 from sda_core.config import at_least, component, non_negative, option
 from sda_core.errors import AssimilationError
 from sda_core.method.base import Execution, Method, Problem
+from sda_core.method.resampling import systematic
 from sda_core.random import seeded_generator
 
 
@@ -78,8 +79,4 @@ class ParticleFilter(Method):
                 f"{time}. Use more particles (now {self.particles}) or check the observations' "
                 "units and std"
             )
-        cumulative = torch.softmax(log_w.double().nan_to_num(-torch.inf, -torch.inf, -torch.inf), 0)
-        cumulative = cumulative.cumsum(0)
-        u = torch.rand((), generator=generator, dtype=torch.float64)
-        points = (torch.arange(self.particles, dtype=torch.float64) + u) / self.particles
-        return torch.searchsorted(cumulative, points * cumulative[-1]).clamp_max(self.particles - 1)
+        return systematic(log_w, self.particles, generator)

@@ -17,7 +17,7 @@ Notation
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import attrs
@@ -30,6 +30,13 @@ from sda_core.noise import GaussianNoise, Noise, NoiseModel, per_entry
 from sda_core.system import SystemSpec
 
 Operator = Callable[[Tensor], Tensor]
+
+
+_CORRELATED = (
+    "errors of these observations are correlated between times, so that observations cannot be "
+    "given to a filter one time at a time. Use a method that smooths, such as 'sda', or errors "
+    "that are correlated within each time only (observation.noise.axis)"
+)
 
 
 @component
@@ -241,18 +248,60 @@ class ObservationModel:
                 "user function: statewise = true), or a method that smooths, such as 'sda'"
             )
         if self.noise.correlates(self.times.flatten()):
-            raise AssimilationError(
-                "errors of these observations are correlated between times, so that observations "
-                "cannot be given to a filter one time at a time. Use a method that smooths, such "
-                "as 'sda', or errors that are correlated within each time only "
-                "(observation.noise.axis)"
-            )
+            raise AssimilationError(_CORRELATED)
         entries = (self.times == i).flatten()
         if not entries.any():
             return None
         # Entries at time i depend on x_i alone, so the other times may hold anything.
         x = x_i[:, None].expand(-1, self.length, *x_i.shape[1:])
         mean = self._mean(y, x)[:, entries.to(x.device)]
+        return self.noise.select(entries).log_prob(y.flatten()[entries], mean)
+
+    def last_times(self, state_shape: Sequence[int]) -> Tensor:
+        r"""The last time that each entry of A(x) depends on, (n,), of states (C, \*S).
+
+        Where an operator mixes times, this is found by changing one state after another.
+        """
+        if self.times is not None:
+            return self.times.flatten()
+        generator = torch.Generator().manual_seed(0)
+        shape = (self.length, *state_shape)
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        change = torch.randn(shape, generator=generator, dtype=torch.float64)
+        base = self._flat(self.operator(x))
+        last = torch.zeros(base.shape, dtype=torch.long)
+        for i in range(self.length):
+            changed = x.clone()
+            changed[i] += change[i]
+            last[self._flat(self.operator(changed)) != base] = i
+        return last
+
+    def log_prob_between(
+        self, first: int, stop: int, y: Tensor, x: Tensor, last: Tensor
+    ) -> Tensor | None:
+        r"""log-density of the observations whose last time is in [first, stop).
+
+        Args:
+            first: Time index.
+            stop: Time index, after ``first``.
+            y: All observations, (\*obs).
+            x: The states up to ``stop``, (B, stop, C, \*S).
+            last: The entries' last times, as of :meth:`last_times`.
+
+        Returns:
+            (B,), or None where there are no such observations.
+
+        Raises:
+            AssimilationError: Errors at different times are correlated.
+        """
+        if self.noise.correlates(last):
+            raise AssimilationError(_CORRELATED)
+        entries = (last >= first) & (last < stop)
+        if not entries.any():
+            return None
+        # Such entries depend on no later state.
+        later = x[:, -1:].expand(-1, self.length - stop, *x.shape[2:])
+        mean = self._mean(y, torch.cat((x, later), dim=1))[:, entries.to(x.device)]
         return self.noise.select(entries).log_prob(y.flatten()[entries], mean)
 
     def _mean(self, y: Tensor, x: Tensor) -> Tensor:

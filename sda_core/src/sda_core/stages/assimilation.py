@@ -141,9 +141,10 @@ def complete(method: Method, run: Run, model: TrainedModel | None) -> Method:
     if not method.needs_model:
         return method
     experiment, configuration = run.experiment, cast(Any, method)
-    completed: Method = attrs.evolve(
-        configuration, model=model, sampler=experiment.sampler, guidance=experiment.guidance
-    )
+    parts: dict[str, Any] = {"model": model, "sampler": experiment.sampler}
+    if method.needs_guidance:
+        parts["guidance"] = experiment.guidance
+    completed: Method = attrs.evolve(configuration, **parts)
     return completed
 
 

@@ -52,8 +52,9 @@ def _check_tables(experiment: Experiment, missing: Collection[str]) -> None:
     evaluated = experiment.evaluate
     methods = [experiment.method] if "assimilate" in missing else []
     methods += [evaluated.baseline, evaluated.reference] if "evaluate" in missing else []
-    if any(method is not None and method.needs_model for method in methods):
-        needed += ["sampler", "guidance"]
+    with_model = [method for method in methods if method is not None and method.needs_model]
+    needed += ["sampler"] if with_model else []
+    needed += ["guidance"] if any(method.needs_guidance for method in with_model) else []
     if "assimilate" in missing and experiment.assimilate.observations is None:
         needed += ["observation"]
     for table in needed:

@@ -287,7 +287,7 @@ class Trainer:
         if self._average is not None:
             self._average.update(self.denoiser, self.step)
         self._running.update(loss, finite)
-        self._meter.update(t, window_losses, finite)
+        self._meter.update(t.flatten(1).amax(1) if t.ndim > 1 else t, window_losses, finite)
         self._outcomes.append(Outcome.sent(self._running.batch, x, t, eps, loss, norm, fault))
 
     def _gradients_without_step(self, x: Tensor) -> None:

@@ -1,0 +1,29 @@
+"""Resampling of weighted particles."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+
+def systematic(log_w: Tensor, count: int, generator: Generator) -> Tensor:
+    """Numbers of the particles that are kept, with systematic resampling.
+
+    Args:
+        log_w: Log weights, (N,), not normalized; what is not finite has no weight.
+        count: How many are drawn.
+        generator: Source of randomness.
+
+    Returns:
+        Indices, (count,), in order.
+    """
+    weights = torch.softmax(log_w.double().nan_to_num(-torch.inf, -torch.inf, -torch.inf), 0)
+    cumulative = weights.cumsum(0)
+    u = torch.rand((), generator=generator, dtype=torch.float64)
+    points = (torch.arange(count, dtype=torch.float64) + u) / count
+    return torch.searchsorted(cumulative, points * cumulative[-1]).clamp_max(len(log_w) - 1)
+
+
+def effective_size(log_w: Tensor) -> float:
+    """Effective number of particles, 1 / sum of squares of the normalized weights."""
+    return float(torch.exp(2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)))
