@@ -122,6 +122,7 @@ CASES: dict[tuple[str, str], list[dict]] = {
     ("guidance", "mmps"): [{}, *({"solver": s, "iterations": 16} for s in ("cg", "gmres"))],
     ("guidance", "pigdm"): [{}, {"detach": True}],
     ("guidance", "diffpir"): [{}, {"weight": 5.0}],
+    ("method", "block-smc"): [{"particles": 256}, {"particles": 4096}],
     ("method", "particle-filter"): [{"burn_in": 64}],
     # Only the comparison with the exact smoother needs many.
     ("method", "twisted-smc"): [{"particles": 64}, {"particles": 4096}],
@@ -156,7 +157,8 @@ def _all() -> list:
             fields = {k: v for k, v in fields.items() if k not in CONDITIONS}
             for check in checks(component.kind, component.name, fields, **conditions):
                 name = f"{check}-{i}" if i else str(check)
-                if name.startswith("method-twisted-smc") and (i == 1) != ("-smoother" in name):
+                many = name.startswith(("method-twisted-smc", "method-block-smc"))
+                if many and (i == 1) != ("-smoother" in name):
                     continue
                 # Starting Ray for each of these takes minutes in all; tests/ray share a cluster.
                 marks = [pytest.mark.slow] if name.startswith("cluster-ray") else []

@@ -3,70 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import attrs
 import pytest
 import torch
 from torch import Tensor
 
-from sda_core.denoiser import Conditional
+from sda_core.denoiser import FunctionDenoiser
 from sda_core.errors import AssimilationError
 from sda_core.method import BlockSMC, Execution
 from sda_core.observation import Function
 from sda_core.sampler import DPMSolver
 from sda_core.schedule import VE
 from sda_core.testing import GaussianProblem, gaussian_problem
-from sda_core.testing.chain import linear_gaussian_moments
-from sda_core.testing.gaussian import GaussianDenoiser
+from sda_core.testing.chain import GaussianModel, linear_gaussian_moments
 
 PROBLEM = gaussian_problem(length=9, std=0.4)
+UNABLE = FunctionDenoiser(lambda x, t: x, VE())
 SCHEDULE = VE(sigma_min=0.01, sigma_max=20.0)
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class ExactBlocks:
-    """The exact distribution of blocks of the Gaussian chain."""
-
-    problem: GaussianProblem
-    block: int
-    past: int = 1
-
-    @property
-    def standardization(self):
-        return self.problem.model.standardization
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def denoiser(self) -> ExactBlocks:
-        return self
-
-    def conditional(self, past: Tensor | None, shape: Sequence[int]) -> Conditional:
-        length = self.block + self.past
-        m, C = linear_gaussian_moments(self.problem.problem.system, length, 64)
-        scale = (1 / self.standardization.std.double()).repeat(length)
-        m = self.standardization.to_model(m.reshape(length, 2)).flatten()
-        C = scale[:, None] * C * scale
-        mean = m.expand(shape[0], -1)
-        if past is not None:
-            k = 2 * self.past
-            K = torch.linalg.solve(C[:k, :k], C[:k, k:]).T
-            mean = m[k:] + (past.flatten(1).double() - m[:k]) @ K.T
-            C = C[k:, k:] - K @ C[:k, k:]
-        std = C.diagonal().sqrt()
-        correlation = C / std[:, None] / std
-        count = len(std) // 2
-        denoiser = GaussianDenoiser(
-            torch.zeros(count, 2, dtype=torch.float64), correlation, SCHEDULE
-        )
-        return Conditional(
-            denoiser=denoiser,
-            mean=mean.reshape(-1, count, 2).float(),
-            std=std.reshape(count, 2).float(),
-        )
+def exact_model(block: int) -> GaussianModel:
+    """The exact model, of blocks of so many states."""
+    model = gaussian_problem(length=10, std=0.4, schedule=SCHEDULE).model
+    model.denoiser.block = block
+    return model
 
 
 def log_evidence(problem: GaussianProblem) -> float:
@@ -82,7 +43,7 @@ def log_evidence(problem: GaussianProblem) -> float:
 
 
 def solve(block: int, seed: int = 0, **settings) -> tuple[Tensor, float]:
-    model = ExactBlocks(problem=PROBLEM, block=block)
+    model = exact_model(block)
     method = BlockSMC(model, sampler=DPMSolver(steps=16), **{"particles": 4096} | settings)
     noted: dict[str, float] = {}
     members = min(2048, method.particles)
@@ -115,7 +76,7 @@ def test_observations_between_states_and_of_several() -> None:
     K = torch.linalg.solve(H @ C @ H.T + 0.25 * torch.eye(16), H @ C).T
     mean, C = m + K @ (y.flatten() - H @ m), C - K @ H @ C
     for block in (1, 3):
-        model = ExactBlocks(problem=PROBLEM, block=block)
+        model = exact_model(block)
         method = BlockSMC(model, sampler=DPMSolver(steps=16), particles=12_000)
         x = method.draw(problem, 2048, 0)
         assert float(((x.flatten(1).mean(0) - mean) / C.diagonal().sqrt()).abs().max()) < 0.15
@@ -139,11 +100,13 @@ def test_the_gaussian_forecast_alone_is_exact_where_a_block_is_one_state() -> No
 
 
 def test_refusals() -> None:
-    model = ExactBlocks(problem=PROBLEM, block=2)
+    model = exact_model(2)
     with pytest.raises(AssimilationError, match="train a model"):
         BlockSMC().draw(PROBLEM.problem, 8, 0)
     with pytest.raises(AssimilationError, match=r"model\.levels"):
-        BlockSMC(PROBLEM.model, sampler=DPMSolver()).draw(PROBLEM.problem, 8, 0)
+        BlockSMC(attrs.evolve(PROBLEM.model, denoiser=UNABLE), sampler=DPMSolver()).draw(
+            PROBLEM.problem, 8, 0
+        )
     few = BlockSMC(model, sampler=DPMSolver(steps=4), particles=4)
     with pytest.raises(AssimilationError, match="8 members cannot be drawn from 4"):
         few.draw(PROBLEM.problem, 8, 0)

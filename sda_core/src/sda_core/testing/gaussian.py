@@ -10,13 +10,14 @@ K = C H^T (H C H^T + R)^-1. Trajectories (L, C, \*S) are flattened to vectors of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sda_core.denoiser import Denoiser
+from sda_core.denoiser import Conditional, Denoiser
 from sda_core.guidance import Guidance, Likelihood
 from sda_core.schedule import Schedule
 
@@ -28,7 +29,14 @@ class GaussianDenoiser(Denoiser):
         mean: m, (L, C, \*S).
         covariance: C, (d, d) with d = L C prod(S).
         schedule: The noise schedule.
+
+    Attributes:
+        past: Number of states that a forecast is given.
+        block: Number of states that it gives; with ``past`` at most L.
     """
+
+    past = 1
+    block = 2
 
     mean: Tensor
     covariance: Tensor
@@ -50,6 +58,29 @@ class GaussianDenoiser(Denoiser):
         gain = alpha * v / (alpha**2 * v + sigma**2)
         offset = (x_t.flatten(1) - alpha * mean.flatten()) @ U
         return (mean.flatten() + (gain * offset) @ U.T).reshape(x_t.shape)
+
+    def conditional(self, past: Tensor | None, shape: Sequence[int]) -> Conditional:
+        r"""The exact distribution of the next states, of a stationary process.
+
+        As :meth:`sda_core.denoiser.ForecastDenoiser.conditional` gives it.
+        """
+        rows, *state = shape
+        width, n = self.past + self.block, math.prod(state)
+        m, C = self.mean.flatten()[: width * n], self.covariance[: width * n, : width * n]
+        mean = m.expand(rows, -1)
+        if past is not None:
+            k = self.past * n
+            K = torch.linalg.solve(C[:k, :k], C[:k, k:]).T
+            mean = m[k:] + (past.flatten(1).to(m) - m[:k]) @ K.T
+            C = C[k:, k:] - K @ C[:k, k:]
+        std = C.diagonal().sqrt()
+        of = (len(std) // n, *state)
+        denoiser = GaussianDenoiser(m.new_zeros(of), C / std[:, None] / std, self.schedule)
+        return Conditional(
+            denoiser=denoiser,
+            mean=mean.reshape(rows, *of).float(),
+            std=std.reshape(of).expand(rows, *of).float(),
+        )
 
 
 def gaussian_posterior(

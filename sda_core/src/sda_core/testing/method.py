@@ -36,6 +36,8 @@ def draw(method: Method, problem: Problem, members: int, seed: int, **given: Any
         Trajectories in physical units, (M, L, C, \*S).
     """
     parts = {k: given.pop(k) for k in ("model", "sampler", "guidance") if k in given}
+    if not method.needs_guidance:
+        parts.pop("guidance", None)
     if method.needs_model:
         configuration: Any = method
         method = attrs.evolve(configuration, **parts)
