@@ -154,6 +154,18 @@ def test_a_description_of_something_else(tmp_path, key, odd) -> None:
         TrainedModel.load(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["time_step", "time_units", "variables", "axes", "mean"])
+@pytest.mark.parametrize("odd", [{}, [[]], [3]])
+def test_a_spec_of_something_else(tmp_path, key, odd) -> None:
+    _model().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    del description["checksum"]
+    description["spec"][key] = odd
+    (tmp_path / "model.json").write_text(json.dumps(description | {"schema": 2}))
+    with pytest.raises((CheckpointError, ConfigError)):
+        TrainedModel.load(tmp_path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_not_saved(tmp_path, value) -> None:
     model = _model()

@@ -87,9 +87,9 @@ class SystemSpec:
     """
 
     variables: tuple[Variable, ...] = attrs.field(converter=_variables)
-    time_step: float
+    time_step: float = attrs.field(converter=float)
     axes: tuple[Axis, ...] = attrs.field(default=(), converter=_axes)
-    time_units: str = "1"
+    time_units: str = attrs.field(default="1", validator=_text)
     mean: tuple[float, ...] | None = attrs.field(default=None, converter=_floats)
     std: tuple[float, ...] | None = attrs.field(default=None, converter=_floats)
 
