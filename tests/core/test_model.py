@@ -143,8 +143,10 @@ def test_a_description_that_is_no_table(tmp_path, text) -> None:
         TrainedModel.load(tmp_path)
 
 
-@pytest.mark.parametrize("odd", [None, [], 3, "x", {"variables": [{"name": "x", "units": True}]}])
-@pytest.mark.parametrize("key", ["kernel", "schedule", "model", "spec"])
+@pytest.mark.parametrize(
+    "odd", [[], 3, "x", {"variables": [{"name": "x", "units": True}], "extremes": [1]}]
+)
+@pytest.mark.parametrize("key", ["kernel", "schedule", "model", "spec", "provenance"])
 def test_a_description_of_something_else(tmp_path, key, odd) -> None:
     _model().save(tmp_path)
     description = json.loads((tmp_path / "model.json").read_text())

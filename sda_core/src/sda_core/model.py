@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -301,7 +302,10 @@ class TrainedModel:
             fields,
         )
         load_weights(model.denoiser, directory / "model.safetensors")
-        return attrs.evolve(model, provenance=description["provenance"])
+        provenance = description["provenance"]
+        if (extremes := provenance.get("extremes")) is not None:  # two numbers of each variable
+            np.asarray(extremes, float).reshape(2, len(spec.variables))
+        return attrs.evolve(model, provenance=provenance)
 
 
 def window_shape(config: ModelConfig, spec: SystemSpec) -> WindowShape:
