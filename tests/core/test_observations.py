@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +167,8 @@ def test_sampling_is_in_double_precision_and_seeded() -> None:
         (Select(offset=4, std=1.0), r"offset = 4 lies beyond the trajectory of 4 states"),
         (Select(standardized=True, std=1.0), r"standardized = true needs a system with a standard"),
         (Mask(mask=[True], std=1.0), r"mask has shape \(1,\) and type bool, .* shape \(3,\)$"),
+        (Mask(mask=[[True], [True, False]], std=1.0), r"mask: the nested list is no array"),
+        (Mask(mask=Path(__file__), std=1.0), r"mask: .*test_observations.py is no array"),
         (Mask(mask=[1, 0, 1], std=1.0), r"type int64, but must be a boolean array"),
         (Mask(mask=[False] * 3, std=1.0), r"mask is false everywhere"),
         (Index(entries=(), std=1.0), r"observation.entries is empty"),

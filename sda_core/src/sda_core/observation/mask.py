@@ -26,12 +26,19 @@ class Mask(Observation):
 
     def _index(self, spec: SystemSpec) -> Tensor:
         """Indices of the marked entries of a flattened state."""
-        if isinstance(self.mask, Path):
-            if not self.mask.is_file():
-                raise ConfigError(f"observation.mask: there is no file {self.mask}")
-            array = np.load(self.mask, allow_pickle=False)
-        else:
-            array = np.asarray(self.mask)
+        if isinstance(self.mask, Path) and not self.mask.is_file():
+            raise ConfigError(f"observation.mask: there is no file {self.mask}")
+        try:
+            if isinstance(self.mask, Path):
+                array = np.asarray(np.load(self.mask, allow_pickle=False))
+            else:
+                array = np.asarray(self.mask)
+        except (OSError, EOFError, ValueError) as error:
+            given = self.mask if isinstance(self.mask, Path) else "the nested list"
+            raise ConfigError(
+                f"observation.mask: {given} is no array ({error}): give lists of one length, or a "
+                ".npy file"
+            ) from error
         allowed = {spec.state_shape, spec.grid_shape} - {()}
         if array.dtype != bool or array.shape not in allowed:
             shapes = " or ".join(map(str, sorted(allowed, key=len, reverse=True)))
