@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-slow lint format docs bench clean
 
 demo: $(READY)  ## simulate, train, assimilate and evaluate noisy Lorenz-63
-	$(BIN)/sda run lorenz63-quick
+	$(BIN)/sda run lorenz63-forecast
 
 test: $(READY) lint  ## formatting, lint, types, import contracts, generated docs, and the tests
 	$(BIN)/python -m pytest -n 2

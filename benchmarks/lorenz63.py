@@ -9,7 +9,7 @@ the filter. Exact values: E log p(x) = +81.7, E log p(y|x) = +14.19 (LO) and -2.
 The model that comes with sda-lorenz, on new trajectories:
 
     python benchmarks/lorenz63.py lorenz63-pretrained --sets 16 --members 256 \
-        --set method.particles=256 --set sampler.steps=48 --set data.trajectories=160
+        --set data.trajectories=160
 """
 
 from __future__ import annotations

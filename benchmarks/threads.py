@@ -3,7 +3,7 @@
     python benchmarks/threads.py
 
 Training of `lorenz63-quick`'s network (windows per second), and 8 members of the posterior of
-`lorenz63-pretrained` (seconds), alone and with a process beside them that never waits. `all cores`
+the model `lorenz63` (seconds), alone and with a process beside them that never waits. `all cores`
 is what OpenMP does by itself, a spinning thread for each core; `chosen` is what `sda` does. They
 take turns, each in a process of its own, and the medians and the ratio of each turn are printed.
 The load says how busy the machine was otherwise.
@@ -131,7 +131,8 @@ def sampling(folder: Path, steps: int) -> tuple[float, int | None]:
     from sda_core.experiment import Run
 
     changes = ["assimilate.members=8", "assimilate.length=33", "data.trajectories=64"]
-    experiment = load_experiment("lorenz63-pretrained", [*changes, "method.name=sda"])
+    changes += ["model.pretrained=lorenz63", "method.name=sda"]
+    experiment = load_experiment("lorenz63-wide", changes)
     with tempfile.TemporaryDirectory() as name:
         simulate(experiment, name, progress=False)
         started = time.perf_counter()

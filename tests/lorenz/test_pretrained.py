@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +19,38 @@ from sda_core.stages import make_problem
 SCENARIOS = {
     "LO": ["observation.every=8", "observation.std=0.05"],
     "HI": ["observation.every=1", "observation.std=0.25"],
+    # Of other kinds than what settings were chosen by.
+    "two variables": ["observation.variables=['x', 'z']", "observation.every=16"],
+    "size": ['observation={name="function", target="torch:abs", std=0.5}'],
+    "outliers": [
+        "observation.std=none",
+        'observation.noise={name="student-t", scale=0.1, dof=3.0}',
+    ],
 }
+MODELS = {"lorenz63": "lorenz63-wide", "lorenz63-forecast": "lorenz63-forecast"}
 
 
-def test_it_is_what_its_preset_makes() -> None:
-    preset = sda.load_experiment("lorenz63-wide")
-    model = TrainedModel.load("sda_lorenz:models/lorenz63")
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_what_its_preset_makes(name: str) -> None:
+    preset = sda.load_experiment(MODELS[name])
+    model = TrainedModel.load(f"sda_lorenz:models/{name}")
     assert unstructure(model.kernel) == unstructure(preset.kernel)
     assert unstructure(model.schedule) == unstructure(preset.schedule)
     assert unstructure(model.config) == unstructure(preset.model)
     assert model.provenance["system"] == unstructure(preset.system)
     assert model.provenance["train"] == unstructure(preset.train)
-    assert model.provenance["steps"] == 37440
+    data, train = preset.data, preset.train
+    windows = data.split_sizes["train"] * train.windows_per_trajectory
+    assert model.provenance["steps"] == train.epochs * -(-windows // train.batch_size)
 
 
 def test_it_is_used_without_training(tmp_path: Path) -> None:
-    small = ["method.particles=4", "method.calibration=4", "sampler.steps=3"]
-    experiment = sda.load_experiment("lorenz63-pretrained", [*small, "assimilate.members=2"])
-    assert sda.assimilate(experiment, tmp_path, progress=False).shape == (2, 65, 3)
+    changes = ["method.particles=1024", "assimilate.members=2"]
+    experiment = sda.load_experiment("lorenz63-pretrained", changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = sda.assimilate(experiment, tmp_path, progress=False)
+    assert x.shape == (2, 65, 3)
     assert not (tmp_path / "model").exists()
 
 
@@ -55,6 +70,8 @@ def test_claimed_numbers(scenario: str, tmp_path: Path) -> None:
     def mean(scores: list[dict[str, float]], name: str) -> float:
         return float(np.mean([s[name] for s in scores]))
 
-    assert 76 < mean(ours, "log_prior") < 92  # exact: 81.7
-    assert abs(mean(ours, "log_likelihood") - mean(filters, "log_likelihood")) < 1.5
-    assert mean(ours, "wasserstein1") < 1.9 * mean(filters, "wasserstein1")
+    # The exact one is 81.7; a few ancestors of early states move the filter's own by 3.
+    assert abs(mean(ours, "log_prior") - mean(filters, "log_prior")) < 6
+    assert abs(mean(ours, "log_likelihood") - mean(filters, "log_likelihood")) < 1
+    assert abs(mean(ours, "coverage_90") - mean(filters, "coverage_90")) < 0.1
+    assert mean(ours, "wasserstein1") < 1.2 * mean(filters, "wasserstein1")

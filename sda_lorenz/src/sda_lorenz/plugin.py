@@ -43,6 +43,7 @@ def sda_register_presets() -> list[Preset]:
         "sda_lorenz",
         {
             "lorenz63-quick": "Noisy Lorenz-63, wide window, about 5 minutes on 2 CPU cores",
+            "lorenz63-forecast": "Noisy Lorenz-63, particle filter on learned forecasts, 3 minutes",
             "lorenz63-pretrained": "Noisy Lorenz-63 with a trained model: nothing to train",
             "lorenz63-wide": "Noisy Lorenz-63, wide window, trained for 75 minutes on one core",
             "lorenz63-rozet2023": "Noisy Lorenz-63 as in the SDA paper: MLP, k = 2, 4096 epochs",
