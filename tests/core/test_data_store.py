@@ -1,7 +1,10 @@
+import errno
 import json
 import multiprocessing
 import os
 import pickle
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import xarray
 from sda_core.data import StoreProblemError, TrajectoryStore, inspect, verify
 from sda_core.data.checksums import attributes_crc32, seal
 from sda_core.errors import DataError
+from sda_core.io.xarray import load_array
 
 from .data_systems import Swing, Walk, make
 
@@ -206,6 +210,56 @@ def test_files_that_cannot_be_opened(data, tmp_path):
         path.write_bytes(content[:size])
         with pytest.raises(DataError, match=f"truncated: only {size} bytes.*copy it again"):
             TrajectoryStore(path)
+
+
+HOLD = (
+    "import h5py, sys, time; f = h5py.File(sys.argv[1], 'r+'); print(1, flush=True); time.sleep(60)"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks are those of POSIX")
+def test_a_file_in_use_is_not_to_be_deleted(data, tmp_path):
+    """Neither where another process has it, nor this one, nor where it may not be read."""
+    path = Path(shutil.copy(data / "valid.h5", tmp_path))
+    array = xarray.DataArray(np.zeros((1, 2, 2)), dims=("member", "time", "variable"), name="x")
+    array.to_netcdf(tmp_path / "posterior.nc", engine="h5netcdf")
+
+    def told(wanted: str) -> None:
+        for name, read in (
+            (path, TrajectoryStore),
+            (tmp_path / "posterior.nc", lambda name: load_array(name, "assimilate")),
+        ):
+            with pytest.raises(DataError, match=wanted) as error:
+                read(name)
+            assert "delete" not in str(error.value)
+
+    commands = [
+        [sys.executable, "-c", HOLD, str(tmp_path / n)] for n in ("valid.h5", "posterior.nc")
+    ]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
+    try:
+        for other in others:
+            other.stdout.readline()
+        told("in use: another process")
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+    with pytest.raises(DataError, match="or was killed while it had") as error:
+        TrajectoryStore(path)  # the mark that the killed process left
+    assert "delete" not in str(error.value)
+    for error, wanted in (
+        (PermissionError(errno.EACCES, "Permission denied"), "may not read"),
+        (OSError(errno.ESTALE, "Stale file handle"), "cannot read it now"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+
+            def fail(*arguments: object, error: OSError = error, **options: object) -> None:
+                raise error
+
+            patch.setattr("h5py.File", fail)
+            patch.setattr("xarray.open_dataarray", fail)
+            told(wanted)
 
 
 def test_reading_a_damaged_trajectory(data, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 
 from sda_core.data.base import SCHEMA_VERSION, Problem, StoreInfo, StoreProblemError
 from sda_core.data.checksums import attributes_crc32
+from sda_core.io.files import unavailable
 
 REGENERATE = "delete the file and run 'sda simulate' with the same configuration and seed again"
 #: What h5py raises when it meets damage, depending on where.
@@ -25,7 +26,7 @@ def open_file(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        what, mend = _why_not_open(path, str(error))
+        what, mend = unavailable(error) or _why_not_open(path, str(error))
         raise StoreProblemError(Problem(str(path), what, mend)) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -21,6 +22,8 @@ from sda_core.errors import SDAError, TrainingError
 _TEMPORARY = re.compile(r"\..+\.([^.]+)\.(\d{1,9})\.tmp")
 #: Seconds after which a process of another host is taken to have died while it wrote.
 _OLD = 86_400.0
+#: Errors that say nothing of a file: its disk or network is away, or too many files are open.
+_OF_THE_MACHINE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE)
 #: Seconds between two tries to get a lock.
 _LOCK_POLL_INTERVAL = 0.1
 
@@ -133,6 +136,28 @@ def append_line(path: Path, line: str) -> None:
         except OSError as error:
             file.truncate(size)
             raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
+
+
+def unavailable(error: BaseException) -> tuple[str, str] | None:
+    """Why a file cannot be read although it may be whole, and how to mend that; else None."""
+    text, number = str(error), getattr(error, "errno", None)
+    if isinstance(error, BlockingIOError) or "unable to lock" in text:
+        return (
+            "it is in use: another process has it open for writing",
+            "close it there (a notebook, a copy under way), or wait, and try again",
+        )
+    if "h5clear" in text:
+        return (
+            "it is marked as in use: another process has it open for writing, or was killed while "
+            "it had",
+            "close it there; if none has it, clear the mark with `h5clear -s FILE`, and verify it "
+            "with `sda data verify`",
+        )
+    if isinstance(error, PermissionError) or number == errno.EACCES:
+        return "this user may not read it", "ask its owner for the right to"
+    if number in _OF_THE_MACHINE:
+        return f"the machine cannot read it now ({text})", "mend that, and try again"
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from xarray.backends import H5NetCDFStore
 
 from sda_core.data.writer import chunk_shape
 from sda_core.errors import DataError
-from sda_core.io.files import replace_file, sync
+from sda_core.io.files import replace_file, sync, unavailable
 from sda_core.io.hdf5_target import hdf5_target
 from sda_core.system import SystemSpec
 
@@ -157,6 +157,8 @@ def load_array(path: Path, made_by: str) -> Tensor:
                 return torch.from_numpy(mapped)
             return torch.from_numpy(array.to_numpy().copy())
     except (OSError, ValueError) as error:
+        if why := unavailable(error):
+            raise DataError(f"{path}: {why[0]}. To mend: {why[1]}") from error
         raise DataError(
             f"{path} cannot be read ({error}): delete it and run `sda {made_by}` again"
         ) from error
