@@ -117,3 +117,23 @@ def test_sda_errors() -> None:
     tools = dict(model=problem.model, sampler=DDPM(steps=4), guidance=Lost())
     with pytest.raises(AssimilationError, match=r"of 16 members are not finite \(first: \[.*tau"):
         draw(SDA(), problem.problem, 16, 0, **tools)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda x: x.sin(),
+        lambda x: x[..., :1] * torch.arange(1.0, x.shape[-2] + 1)[:, None],  # by the time
+        lambda x: x + 0 * x[..., 4:5, :],  # for long trajectories alone
+        lambda x: torch.where(torch.arange(x.shape[-2])[:, None] % 2 == 0, x, 2 * x),
+    ],
+)
+def test_an_operator_sees_one_state_at_a_time_or_all(target) -> None:
+    """... with the same result, also where it goes by the number of the time."""
+    spec = gaussian_problem().problem.system.spec
+    model = Function(target=target, std=0.5).bind(spec, 9)
+    x = torch.randn(16, 9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = model.sample(x[0], torch.Generator().manual_seed(0))
+    for states in (x, torch.zeros_like(x)):
+        parts = [model.log_prob_at(i, y, states[:, i]) for i in range(9)]
+        torch.testing.assert_close(torch.stack(parts).sum(0), model.log_prob(y, states))

@@ -252,10 +252,29 @@ class ObservationModel:
         entries = (self.times == i).flatten()
         if not entries.any():
             return None
-        # Entries at time i depend on x_i alone, so the other times may hold anything.
-        x = x_i[:, None].expand(-1, self.length, *x_i.shape[1:])
-        mean = self._mean(y, x)[:, entries.to(x.device)]
+        mean = self._mean_at(entries, y, x_i)
         return self.noise.select(entries).log_prob(y.flatten()[entries], mean)
+
+    def _mean_at(self, entries: Tensor, y: Tensor, x_i: Tensor) -> Tensor:
+        r"""The entries of one time of A(x), (B, n), given the state at that time, (B, C, \*S)."""
+
+        def of_all(x_i: Tensor) -> Tensor:
+            # Such entries depend on x_i alone, so the other times may hold anything.
+            x = x_i[:, None].expand(-1, self.length, *x_i.shape[1:])
+            return self._mean(y, x)[:, entries.to(x.device)]
+
+        # Most operators give the same for a trajectory of this state alone, at a fraction of the
+        # price; one that goes by the number of the time does not, and is found out by two states.
+        noise = torch.randn(x_i[:2].shape, generator=torch.Generator().manual_seed(0))
+        few = x_i[:2] + noise.to(x_i)
+        try:
+            alone = self.operator(few[:, None]).reshape(len(few), -1)
+        except Exception:  # noqa: BLE001 - it is made for trajectories of another length
+            return of_all(x_i)
+        expected = of_all(few)
+        if alone.shape != expected.shape or not torch.allclose(alone, expected, equal_nan=True):
+            return of_all(x_i)
+        return self.operator(x_i[:, None]).reshape(len(x_i), -1)
 
     def last_times(self, state_shape: Sequence[int]) -> Tensor:
         r"""The last time that each entry of A(x) depends on, (n,), of states (C, \*S).
