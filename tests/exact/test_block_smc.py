@@ -101,7 +101,7 @@ def test_the_gaussian_forecast_alone_is_exact_where_a_block_is_one_state() -> No
 
 def test_refusals() -> None:
     model = exact_model(2)
-    with pytest.raises(AssimilationError, match="train a model"):
+    with pytest.raises(AssimilationError, match="train one first"):
         BlockSMC().draw(PROBLEM.problem, 8, 0)
     with pytest.raises(AssimilationError, match=r"model\.levels"):
         BlockSMC(attrs.evolve(PROBLEM.model, denoiser=UNABLE), sampler=DPMSolver()).draw(

@@ -15,6 +15,7 @@ from sda_core.experiment import Run
 from sda_core.method import ParticleFilter
 from sda_core.model import TrainedModel
 from sda_core.stages import make_problem
+from sda_lorenz import NoisyLorenz63
 
 SCENARIOS = {
     "LO": ["observation.every=8", "observation.std=0.05"],
@@ -52,6 +53,18 @@ def test_it_is_used_without_training(tmp_path: Path) -> None:
         x = sda.assimilate(experiment, tmp_path, progress=False)
     assert x.shape == (2, 65, 3)
     assert not (tmp_path / "model").exists()
+
+
+def test_it_is_used_in_python() -> None:
+    observation = sda.Select(variables=["x"], every=8, std=0.5)
+    problem = sda.twin_experiment(NoisyLorenz63(), observation, length=17, seed=0)
+    method = sda.BlockSMC(sda.load_model("lorenz63-forecast"), particles=512, forecast=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        posterior = method.assimilate(problem, members=16, seed=0, progress=False)
+    assert posterior.sizes == {"member": 16, "time": 17, "variable": 3}
+    error = posterior.mean("member").values - problem.truth.numpy()
+    assert float((error**2).mean() ** 0.5) < 3
 
 
 @pytest.mark.slow
