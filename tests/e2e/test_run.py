@@ -121,6 +121,24 @@ def test_everything_is_there_and_labelled(finished: Path):
         assert {"log_prior", "log_likelihood", "wasserstein1", "crps", "coverage_90"} <= set(values)
 
 
+def test_an_option_that_did_not_exist_then_had_its_default(finished: Path, recorder: Recorder):
+    path = finished / "provenance.json"
+    record = json.loads(path.read_text())
+    for stage in record["stages"].values():
+        for settings in stage["settings"].values():
+            if "model" in settings:
+                del settings["model"]["levels"], settings["model"]["past"]
+    before = path.read_text()
+    path.write_text(json.dumps(record))
+    try:
+        sda.run(small(), finished, progress=False)
+        assert recorder.stages == []
+        with pytest.raises(ConfigError, match=r"model\.past \(1 there, 2 asked for\)"):
+            sda.assimilate(small("model.past=2"), finished, progress=False)
+    finally:
+        path.write_text(before)
+
+
 def test_what_is_done_is_skipped_and_what_changed_is_not(finished: Path, recorder: Recorder):
     before = (finished / "model" / "model.safetensors").stat().st_mtime_ns
     sda.run(small(), finished, progress=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -16,10 +15,10 @@ from typing import Any
 import attrs
 import torch
 
-from sda_core.config import differences, dump_toml, unstructure
-from sda_core.errors import ConfigError, DataError
+from sda_core.config import differences, dump_toml, structure, unstructure
+from sda_core.errors import ConfigError, DataError, SDAError
 from sda_core.experiment.configuration import Experiment
-from sda_core.experiment.stage import STAGES
+from sda_core.experiment.stage import STAGES, with_earlier
 from sda_core.io.files import (
     append_line,
     plain,
@@ -35,6 +34,9 @@ from sda_core.model import device
 from sda_core.plugins import PluginManager, default_manager
 from sda_core.tracker import Histogram, TrackerSet, Value
 from sda_core.training import CheckpointFolder
+
+#: What the settings of an assimilation call the digest of its table of observations.
+OBSERVED = "observed"
 
 
 @attrs.define
@@ -84,13 +86,6 @@ class Run:
         seed = self.experiment.train.seed
         return self.experiment.seed if seed is None else seed
 
-    def fingerprint(self, stage: str) -> str:
-        """Hash of everything in the configuration that a stage's result depends on."""
-        relevant = self.settings(stage)
-        relevant["earlier"] = [self.fingerprint(s) for s in STAGES[stage].after]
-        text = json.dumps(relevant, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
     def settings(self, *stages: str) -> dict[str, Any]:
         """The part of the configuration that the results of these stages depend on themselves."""
         relevant: dict[str, Any] = {}
@@ -103,7 +98,7 @@ class Run:
                 relevant[name] = value
             observations = self.experiment.assimilate.observations
             if stage.name == "assimilate" and observations is not None:
-                relevant["observed"] = observations.digest()
+                relevant[OBSERVED] = observations.digest()
         return relevant
 
     @property
@@ -117,8 +112,47 @@ class Run:
         """Whether a stage has been done with the present configuration, and its result is whole."""
         if not STAGES[stage].exists_in(self.directory):
             return False
-        done = self.provenance()["stages"].get(stage, {})
-        return done.get("fingerprint") == self.fingerprint(stage) and not self.damaged(stage)
+        return not self._changed(stage) and not self.damaged(stage)
+
+    def _changed(self, stage: str, *of: str) -> list[str]:
+        """What differs between the settings that a stage was done with and those asked for.
+
+        Options that the version which did it did not have count as their defaults.
+
+        Args:
+            stage: The stage.
+            of: Whose settings: its own and those of earlier stages, if none are named.
+
+        Returns:
+            Keys with both values.
+        """
+        made = self.provenance()["stages"].get(stage, {}).get("settings", {})
+        names = of or with_earlier(stage)
+        asked = json.loads(json.dumps({name: self.settings(name) for name in names}))
+
+        def compared(made: Mapping[str, Any]) -> list[str]:
+            pairs = ((made.get(name, {}), asked[name]) for name in names)
+            return [each for one, other in pairs for each in differences(one, other)]
+
+        return compared(made) and compared(self._with_defaults(made))
+
+    def _with_defaults(self, made: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Recorded settings by stage, with the defaults of options that they do not have."""
+        tables: dict[str, Any] = {}
+        for settings in made.values():
+            for name, value in settings.items():
+                if isinstance(value, Mapping):
+                    tables[name] = {**tables.get(name, {}), **value}
+                elif value is not None and name != OBSERVED:
+                    tables[name] = value
+        try:
+            run = Run(structure(Experiment, tables, manager=self.manager), self.directory)
+            run.manager = self.manager
+            filled = {name: run.settings(name) for name in made}
+        except SDAError:  # of other components than are installed, say
+            return made
+        observed = {name: {k: v for k, v in s.items() if k == OBSERVED} for name, s in made.items()}
+        return json.loads(json.dumps({n: filled[n] | observed[n] for n in made}))
 
     def damaged(self, stage: str) -> list[str]:
         """The results of a stage that are missing, or not as it wrote them, by their SHA-256."""
@@ -165,11 +199,11 @@ class Run:
             if not earlier.needed(self.experiment):
                 continue
             self.check_earlier(name)
-            before = recorded.get(name, {}).get("settings")
-            if before is None or not earlier.exists_in(self.directory):
+            if name not in recorded.get(name, {}).get("settings", {}):
+                continue  # of an early version, which did not record them
+            if not earlier.exists_in(self.directory):
                 continue
-            asked = json.loads(json.dumps(self.settings(name)))
-            if changed := differences(before, asked):
+            if changed := self._changed(name, name):
                 raise ConfigError(
                     f"{stage} would use the result of `sda {name}` in {self.directory}, which was "
                     f"made with another configuration. It differs in {', '.join(changed)}. Use "
@@ -222,8 +256,7 @@ class Run:
         self.write_config()  # not before: a stage that is refused must change nothing
         record = self.provenance() | self._environment()
         record["stages"][name] = {
-            "fingerprint": self.fingerprint(name),
-            "settings": self.settings(name),
+            "settings": {earlier: self.settings(earlier) for earlier in with_earlier(name)},
             **results,
             "sha256": self._sealed(name),
         }
@@ -324,6 +357,8 @@ def _check_stages(stages: Any) -> None:
         for key in ("settings", "sha256"):
             if not isinstance(stage.get(key, {}), dict):
                 raise ValueError(f"its stages.{name}.{key} is no table")
+        if not all(isinstance(s, dict) for s in stage.get("settings", {}).values()):
+            raise ValueError(f"its stages.{name}.settings are no tables")
 
 
 def _step(event: Mapping[str, Any]) -> float:

@@ -123,3 +123,9 @@ STAGES = {
         ),
     )
 }
+
+
+def with_earlier(stage: str) -> list[str]:
+    """A stage after all those that it depends on."""
+    earlier = [name for before in STAGES[stage].after for name in with_earlier(before)]
+    return list(dict.fromkeys([*earlier, stage]))

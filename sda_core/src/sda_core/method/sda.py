@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 from torch import Tensor
 
-from sda_core.config import at_least, component, option, part, positive
+from sda_core.config import Check, at_least, component, option, part
 from sda_core.denoiser import Denoiser
 from sda_core.errors import AssimilationError
 from sda_core.guidance.base import Guidance, Likelihood
@@ -85,7 +85,7 @@ class GuidedMethod(Method):
     )
     memory: float | None = option(
         default=None,
-        check=positive,
+        check=Check("greater than 0, at most 1e6", lambda v: 0 < v <= 1e6),
         units="GiB",
         help="memory to use on the device; half of what is free if not set",
     )
