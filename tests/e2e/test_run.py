@@ -125,7 +125,7 @@ def test_an_option_that_did_not_exist_then_had_its_default(finished: Path, recor
     path = finished / "provenance.json"
     record = json.loads(path.read_text())
     for stage in record["stages"].values():
-        for settings in stage["settings"].values():
+        for settings in stage["made_with"].values():
             if "model" in settings:
                 del settings["model"]["levels"], settings["model"]["past"]
     before = path.read_text()

@@ -126,7 +126,7 @@ class Run:
         Returns:
             Keys with both values.
         """
-        made = self.provenance()["stages"].get(stage, {}).get("settings", {})
+        made = self.provenance()["stages"].get(stage, {}).get("made_with", {})
         names = of or with_earlier(stage)
         asked = json.loads(json.dumps({name: self.settings(name) for name in names}))
 
@@ -199,7 +199,7 @@ class Run:
             if not earlier.needed(self.experiment):
                 continue
             self.check_earlier(name)
-            if name not in recorded.get(name, {}).get("settings", {}):
+            if name not in recorded.get(name, {}).get("made_with", {}):
                 continue  # of an early version, which did not record them
             if not earlier.exists_in(self.directory):
                 continue
@@ -256,7 +256,7 @@ class Run:
         self.write_config()  # not before: a stage that is refused must change nothing
         record = self.provenance() | self._environment()
         record["stages"][name] = {
-            "settings": {earlier: self.settings(earlier) for earlier in with_earlier(name)},
+            "made_with": {earlier: self.settings(earlier) for earlier in with_earlier(name)},
             **results,
             "sha256": self._sealed(name),
         }
@@ -354,11 +354,11 @@ def _check_stages(stages: Any) -> None:
     if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
         raise ValueError("its 'stages' are no table of tables")
     for name, stage in stages.items():
-        for key in ("settings", "sha256"):
+        for key in ("made_with", "sha256"):
             if not isinstance(stage.get(key, {}), dict):
                 raise ValueError(f"its stages.{name}.{key} is no table")
-        if not all(isinstance(s, dict) for s in stage.get("settings", {}).values()):
-            raise ValueError(f"its stages.{name}.settings are no tables")
+        if not all(isinstance(s, dict) for s in stage.get("made_with", {}).values()):
+            raise ValueError(f"its stages.{name}.made_with are no tables")
 
 
 def _step(event: Mapping[str, Any]) -> float:
