@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from sda_core.method import (
         SDA as SDA,
+        BlockSMC as BlockSMC,
         Interpolation as Interpolation,
         ParticleFilter as ParticleFilter,
         Problem as Problem,
