@@ -324,6 +324,11 @@ def test_series_of_all_ensembles() -> None:
 def test_calibration_figures() -> None:
     figure = rank_histogram_figure(torch.tensor([6, 0, 3]))
     assert [bar.get_height() for bar in figure.axes[0].patches] == [2, 0, 1]
+    ranks = torch.randint(257, (200,), generator=torch.Generator().manual_seed(0))
+    bars = rank_histogram_figure(ranks.bincount(minlength=257)).axes[0].patches
+    assert len(bars) == 20  # of about ten values each
+    area = sum(bar.get_height() * bar.get_width() / 0.95 for bar in bars)
+    assert area == pytest.approx(257)
     figure = spread_skill_figure(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.5]), "K")
     line = figure.axes[0].lines[1]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [1.5, 2.5])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from sda_core.figures.base import POSTERIOR, STYLE, TRUTH
+
+#: Bars of a rank histogram, at least, where there are as many ranks.
+_FEWEST_BARS = 8
 
 
 def rank_histogram_figure(counts: Tensor) -> Figure:
@@ -16,11 +20,17 @@ def rank_histogram_figure(counts: Tensor) -> Figure:
     Args:
         counts: Of ranks 0 to M, (M + 1,), as of :func:`sda_core.evaluation.metrics.rank_histogram`.
     """
+    # Neighbouring ranks together, so that a bar holds ten values or more where they are calibrated.
+    bars = min(len(counts), max(_FEWEST_BARS, int(counts.sum()) // 10))
+    groups = counts.double().tensor_split(bars)
+    widths = np.array([len(group) for group in groups])
+    mean = float(counts.double().mean())
+    relative = [float(group.mean()) / mean for group in groups]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 3.0))
         axis = figure.subplots()
-        relative = (counts / counts.double().mean()).numpy()
-        axis.bar(range(len(counts)), relative, width=0.9, color=POSTERIOR, alpha=0.6)
+        left = widths.cumsum() - widths
+        axis.bar(left - 0.5, relative, 0.95 * widths, align="edge", color=POSTERIOR, alpha=0.6)
         axis.axhline(1, color=TRUTH, lw=0.9, label="calibrated")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
