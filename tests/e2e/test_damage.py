@@ -15,37 +15,14 @@ import sda_core as sda
 from sda_core.cli import main
 from sda_core.errors import DataError
 
-SMALL = [
-    "data.trajectories=40",
-    "data.length=48",
-    "data.burn_in=8",
-    "kernel.width=8",
-    "kernel.blocks=1",
-    "model.window=5",
-    "model.stride=2",
-    "train.epochs=2",
-    "sampler.steps=3",
-    "sample.members=4",
-    "assimilate.members=4",
-    "assimilate.length=9",
-    "evaluate.reference.particles=32",
-]
+from .small_runs import TINY, experiments
 
-
-def small(*changes: str) -> sda.Experiment:
-    return sda.load_experiment("lorenz63-quick", [*SMALL, *changes])
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("run")
-    sda.run(small(), directory, progress=False)
-    return directory
+small = experiments(TINY)
 
 
 @pytest.fixture
-def directory(finished: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(finished, tmp_path / "run")
+def directory(tiny_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_run, tmp_path / "run")
 
 
 def cut(path: Path) -> None:
@@ -81,7 +58,7 @@ def values(path: Path) -> np.ndarray:
 )
 def test_a_damaged_result_is_made_again(
     directory: Path,
-    finished: Path,
+    tiny_run: Path,
     capsys: pytest.CaptureFixture[str],
     name: str,
     stage: str,
@@ -93,9 +70,9 @@ def test_a_damaged_result_is_made_again(
     if damage is not Path.unlink:
         assert f"{name.partition('/')[0]} is damaged: {stage} is done again" in said
     if name.endswith(".nc"):
-        assert (values(directory / name) == values(finished / name)).all()
+        assert (values(directory / name) == values(tiny_run / name)).all()
     elif name != "report.html":  # which says how long each stage took
-        assert (directory / name).read_bytes() == (finished / name).read_bytes()
+        assert (directory / name).read_bytes() == (tiny_run / name).read_bytes()
     sda.run(small(), directory)
     assert "again" not in capsys.readouterr().err
 

@@ -18,7 +18,9 @@ from sda_core.experiment import Run
 from sda_core.io.files import append_line, write_text
 from sda_core.io.hdf5_target import hdf5_target
 
-from .test_damage import SMALL, small
+from .small_runs import TINY, experiments, options
+
+small = experiments(TINY)
 
 #: Runs `sda` with files of at most so many bytes.
 LIMITED = """
@@ -34,13 +36,6 @@ def limited(size: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("run")
-    sda.run(small(), directory, progress=False)
-    return directory
-
-
 @pytest.mark.parametrize("size", [600, pytest.param(9_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("stage", "results"),
@@ -53,9 +48,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_each_stage_ends_with_a_message_and_goes_on(
-    finished: Path, tmp_path: Path, stage: str, results: tuple[str, ...], size: int
+    tiny_run: Path, tmp_path: Path, stage: str, results: tuple[str, ...], size: int
 ) -> None:
-    directory = shutil.copytree(finished, tmp_path / "run")
+    directory = shutil.copytree(tiny_run, tmp_path / "run")
     for name in results:
         path = directory / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -68,13 +63,12 @@ def test_each_stage_ends_with_a_message_and_goes_on(
     assert not [*directory.rglob(".*.tmp"), *directory.rglob("*.h5.tmp")]
     getattr(sda, stage)(small(), directory, progress=False)
     for name in ("posterior.nc", "samples.nc", "model/model.safetensors", "data/train.h5"):
-        assert (directory / name).read_bytes() == (finished / name).read_bytes()
+        assert (directory / name).read_bytes() == (tiny_run / name).read_bytes()
 
 
 def test_a_run_whose_files_have_no_room_at_all(tmp_path: Path) -> None:
-    changes = [word for change in SMALL for word in ("--set", change)]
     run = tmp_path / "run"
-    ended = limited(10, "simulate", "lorenz63-quick", "--dir", run, "-q", *changes)
+    ended = limited(10, "simulate", "lorenz63-quick", "--dir", run, "-q", *options(TINY))
     assert ended.returncode == 2
     assert "config.toml" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -147,8 +141,8 @@ def test_an_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_what_a_killed_command_left_is_removed(finished: Path, tmp_path: Path) -> None:
-    directory = shutil.copytree(finished, tmp_path / "run")
+def test_what_a_killed_command_left_is_removed(tiny_run: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(tiny_run, tmp_path / "run")
     host = os.uname().nodename
     left = directory / f".reference.nc.{host}.{2**22 + 1}.tmp"
     left.write_text("half")

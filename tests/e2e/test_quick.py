@@ -13,22 +13,15 @@ from sda_core.errors import SDAError
 from sda_core.plugins import default_manager, hookimpl
 from sda_core.stages import quick
 
+from .small_runs import COMMON, experiments, options
+
 SMALL = [
-    "data.trajectories=40",
-    "data.length=48",
-    "data.burn_in=8",
-    "kernel.width=16",
-    "kernel.blocks=1",
-    "model.window=9",
-    "model.stride=4",
+    *COMMON,
     "train.batch_size=16",
     "sampler.corrections=0",
     "assimilate.length=17",
 ]
-
-
-def small(*changes: str) -> sda.Experiment:
-    return sda.load_experiment("lorenz63-quick", [*SMALL, *changes])
+small = experiments(SMALL)
 
 
 class Observer:
@@ -151,9 +144,8 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("command", ["train", "run"])
 def test_the_command(command: str, tmp_path: Path, capsys: pytest.CaptureFixture):
-    options = [option for change in SMALL for option in ("--set", change)]
     with pytest.raises(SystemExit) as end:
-        main([command, "lorenz63-quick", "-q", "--quick", "--dir", str(tmp_path), *options])
+        main([command, "lorenz63-quick", "-q", "--quick", "--dir", str(tmp_path), *options(SMALL)])
     assert end.value.code == 0
     *stages, last = capsys.readouterr().out.splitlines()
     assert len(stages) == 6

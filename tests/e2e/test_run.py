@@ -15,14 +15,10 @@ from sda_core.errors import CheckpointError, ConfigError, DataError
 from sda_core.experiment import Run
 from sda_core.plugins import default_manager, hookimpl
 
+from .small_runs import COMMON, experiments
+
 SMALL = [
-    "data.trajectories=40",
-    "data.length=48",
-    "data.burn_in=8",
-    "kernel.width=16",
-    "kernel.blocks=1",
-    "model.window=9",
-    "model.stride=4",
+    *COMMON,
     "train.epochs=4",
     "train.batch_size=16",
     "train.validate_every=2",
@@ -34,10 +30,7 @@ SMALL = [
     "assimilate.length=17",
     "evaluate.reference.particles=64",
 ]
-
-
-def small(*changes: str) -> sda.Experiment:
-    return sda.load_experiment("lorenz63-quick", [*SMALL, *changes])
+small = experiments(SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,10 @@ from sda_core.experiment import Run
 from sda_core.io.files import file_lock
 from sda_core.stages import parse_seeds, seeds, train_seeds
 
+from .small_runs import COMMON, experiments, options
+
 SMALL = [
-    "data.trajectories=40",
-    "data.length=48",
-    "data.burn_in=8",
-    "kernel.width=16",
-    "kernel.blocks=1",
-    "model.window=9",
-    "model.stride=4",
+    *COMMON,
     "train.epochs=4",
     "train.batch_size=16",
     "train.validate_every=2",
@@ -35,10 +31,7 @@ SMALL = [
     "assimilate.members=2",
     "assimilate.length=17",
 ]
-
-
-def small(*changes: str) -> sda.Experiment:
-    return sda.load_experiment("lorenz63-quick", [*SMALL, *changes])
+small = experiments(SMALL)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -145,8 +138,15 @@ def test_one_after_another_stops_when_asked(tmp_path: Path, monkeypatch):
 
 def start(directory: Path, *changes: str) -> subprocess.Popen[str]:
     """Start to train the seeds 0 and 1 in parallel, until both have a checkpoint."""
-    options = [option for change in [*SMALL, *changes] for option in ("--set", change)]
-    command = [sys.executable, "-m", "sda_core", "train", "lorenz63-quick", "--quiet", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "sda_core",
+        "train",
+        "lorenz63-quick",
+        "--quiet",
+        *options([*SMALL, *changes]),
+    ]
     command += ["--dir", str(directory), "--seeds", "0-1", "--jobs", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not all((directory / f"seed-{seed}" / "checkpoints").is_dir() for seed in (0, 1)):

@@ -17,23 +17,16 @@ from sda_core.errors import CheckpointError, ConfigError
 from sda_core.stages import preview_training
 from sda_core.training import TrainingPreview, newest_run, preview
 
+from .small_runs import COMMON, experiments, options
+
 SMALL = [
-    "data.trajectories=40",
-    "data.length=48",
-    "data.burn_in=8",
-    "kernel.width=16",
-    "kernel.blocks=1",
-    "model.window=9",
-    "model.stride=4",
+    *COMMON,
     "train.epochs=4",
     "train.batch_size=24",
     "train.validate_every=2",
 ]
-OPTIONS = [option for change in SMALL for option in ("--set", change)]
-
-
-def small(*changes: str) -> sda.Experiment:
-    return sda.load_experiment("lorenz63-quick", [*SMALL, *changes])
+small = experiments(SMALL)
+OPTIONS = options(SMALL)
 
 
 @pytest.fixture(scope="module")

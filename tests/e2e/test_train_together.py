@@ -25,15 +25,10 @@ from sda_core.plugins import default_manager, hookimpl
 from sda_core.training import CheckpointFolder
 
 from ..core import group_work
+from .small_runs import COMMON, experiments, options
 
 SMALL = [
-    "data.trajectories=40",
-    "data.length=48",
-    "data.burn_in=8",
-    "kernel.width=16",
-    "kernel.blocks=1",
-    "model.window=9",
-    "model.stride=4",
+    *COMMON,
     "train.epochs=6",
     "train.windows_per_trajectory=4",
     "train.batch_size=20",
@@ -44,11 +39,8 @@ SMALL = [
     "sample.members=2",
     "sample.length=9",
 ]
+small = experiments(SMALL)
 STEPS_PER_EPOCH = 7
-
-
-def small(*changes: str) -> sda.Experiment:
-    return sda.load_experiment("lorenz63-quick", [*SMALL, *changes])
 
 
 @pytest.fixture(autouse=True)
@@ -284,9 +276,15 @@ def test_all_roll_back(directory: Path) -> None:
 @pytest.mark.parametrize("to_all", [False, True])
 def test_a_signal_to_the_command(directory: Path, to_all: bool) -> None:
     """As Ctrl-C does in a terminal, or a batch system to all processes of a job."""
-    options = [option for change in SMALL for option in ("--set", change)]
     longer = ["--set", "train.epochs=2000", "--set", "train.checkpoint_every=1000"]
-    command = ["train", "lorenz63-quick", *options, *longer, "--workers=2", f"--dir={directory}"]
+    command = [
+        "train",
+        "lorenz63-quick",
+        *options(SMALL),
+        *longer,
+        "--workers=2",
+        f"--dir={directory}",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "sda_core", *command],
         stderr=subprocess.PIPE,
@@ -313,8 +311,14 @@ def test_a_signal_to_the_command(directory: Path, to_all: bool) -> None:
 
 @pytest.mark.slow
 def test_workers_end_with_a_command_that_is_killed(directory: Path) -> None:
-    options = [option for change in SMALL for option in ("--set", change)]
-    command = ["train", "lorenz63-quick", *options, "--set", "train.epochs=20000", "--workers=2"]
+    command = [
+        "train",
+        "lorenz63-quick",
+        *options(SMALL),
+        "--set",
+        "train.epochs=20000",
+        "--workers=2",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "sda_core", *command, f"--dir={directory}", "--quiet"],
         start_new_session=True,

@@ -32,14 +32,10 @@ from sda_core.plugins import PluginManager, hookimpl
 from sda_core.stages.common import load_model
 from sda_core.training import Trainer
 
+from .small_runs import COMMON, experiments, options
+
 SMALL = [
-    "data.trajectories=40",
-    "data.length=48",
-    "data.burn_in=8",
-    "kernel.width=16",
-    "kernel.blocks=1",
-    "model.window=9",
-    "model.stride=4",
+    *COMMON,
     "train.epochs=6",
     "train.windows_per_trajectory=4",
     "train.batch_size=16",
@@ -50,11 +46,8 @@ SMALL = [
     "sample.members=2",
     "sample.length=9",
 ]
+small = experiments(SMALL)
 STEPS_PER_EPOCH = 8
-
-
-def small(*changes: str) -> sda.Experiment:
-    return sda.load_experiment("lorenz63-quick", [*SMALL, *changes])
 
 
 @pytest.fixture
@@ -127,8 +120,7 @@ def test_killed_a_hundred_times() -> None:
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_a_signal_stops_after_the_step(directory: Path, undisturbed: Path, number) -> None:
-    options = [option for change in SMALL for option in ("--set", change)]
-    command = [sys.executable, "-m", "sda_core", "train", "lorenz63-quick", *options]
+    command = [sys.executable, "-m", "sda_core", "train", "lorenz63-quick", *options(SMALL)]
     # Slow enough to be stopped on the way, and nothing is due to be written but what a stop writes.
     slow = "import time, torch; from sda_core.training import Trainer; old = Trainer._train_on\n"
     slow += "def step(*a): time.sleep(0.1); open('started', 'w'); old(*a)\n"
