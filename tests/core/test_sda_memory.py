@@ -27,7 +27,7 @@ from sda_core.method import (
 )
 from sda_core.model import ModelConfig, TrainedModel
 from sda_core.observation import Function
-from sda_core.random import AnyNoise, MemberNoise
+from sda_core.random import GeneratorNoise, MemberNoise, seeded_generator
 from sda_core.sampler import DDIM, DDPM, PredictorCorrector
 from sda_core.schedule import VP
 from sda_core.system import Axis, System, SystemSpec
@@ -87,7 +87,7 @@ def _step(sampler, guidance, problem):
     """What is done at each noise level, for any number of members."""
 
     def step(prior: Denoiser, members: int = 1) -> None:
-        noise = AnyNoise()
+        noise = GeneratorNoise(seeded_generator(0))
         t, s = sampler.times(prior.schedule).float()[:2]
         guided = guidance(prior, _likelihood(problem)) if guidance else prior
         with torch.no_grad():

@@ -18,6 +18,7 @@ from sda_core.guidance import Guidance
 from sda_core.io.ensemble_file import EnsembleFile
 from sda_core.io.xarray import load_array
 from sda_core.method import SDA, Method, Problem
+from sda_core.method.resampling import effective_sample_size, systematic_resampling
 from sda_core.noise import GaussianNoise, PoissonNoise, StudentTNoise
 from sda_core.observation import ObservationModel
 from sda_core.sampler import DDIM, DDPM
@@ -27,7 +28,6 @@ from sda_core.testing.gaussian import affine_map, gaussian_posterior
 from sda_dps.dps import DPS
 from sda_dps.gaussian import GaussianGuidance
 from sda_dps.mmps import MMPS
-from sda_dps.particles import effective_sample_size, systematic_resampling
 from sda_dps.twisted_smc import TwistedSMC
 
 PROBLEM = gaussian_problem(length=4)

@@ -173,6 +173,13 @@ def test_what_a_training_has_recorded(tmp_path: Path) -> None:
     assert reported(tmp_path / "none", "loss") == []
 
 
+def test_a_method_without_guidance_is_evaluated_without_one() -> None:
+    without = ("method={ name = 'block-smc' }", "guidance=none")
+    experiment = tiny(*TRAIN, SPACE, "sweep.evaluate=true", *without)
+    assert experiment.sweep is not None
+    experiment.sweep.check(experiment)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -150,7 +150,12 @@ class TrainedModel:
             ConfigError: The context asked for does not exist, or the kernel takes none.
         """
         context = _context(kernel, config.context, fields or {})
-        shape = window_shape(config, spec)
+        shape = WindowShape(
+            window=config.window,
+            variables=len(spec.variables),
+            grid=spec.grid_shape,
+            context=len(config.context),
+        )
         denoiser: WindowDenoiser
         if config.forecasts:
             denoiser = ForecastDenoiser(
@@ -306,16 +311,6 @@ class TrainedModel:
         if (extremes := provenance.get("extremes")) is not None:  # two numbers of each variable
             np.asarray(extremes, float).reshape(2, len(spec.variables))
         return attrs.evolve(model, provenance=provenance)
-
-
-def window_shape(config: ModelConfig, spec: SystemSpec) -> WindowShape:
-    """What a kernel is built for."""
-    return WindowShape(
-        window=config.window,
-        variables=len(spec.variables),
-        grid=spec.grid_shape,
-        context=len(config.context),
-    )
 
 
 def _received(

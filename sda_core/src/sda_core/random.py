@@ -30,11 +30,16 @@ class NoiseSource(Protocol):
         ...
 
 
-class AnyNoise:
-    """Noise for where it does not matter which; it holds no more than what is asked for."""
+class GeneratorNoise:
+    """Noise from one generator, for members that depend on each other, or do not count.
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._device, self._generator = device, Generator().manual_seed(0)
+    Args:
+        generator: The generator, on the CPU.
+        device: Where the numbers are put.
+    """
+
+    def __init__(self, generator: Generator, device: torch.device | str = "cpu") -> None:
+        self._generator, self._device = generator, device
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal noise."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from sda_core.method.resampling import effective_sample_size, systematic_resampling
 from sda_core.random import MemberNoise, seeded_generator
 
 
@@ -98,16 +99,3 @@ class Particles:
         self.ancestors, self.sizes = state["ancestors"], state["sizes"].tolist()
         self.noise.state = state["noise"]
         self._generator.set_state(state["generator"].clone())  # unaligned bytes crash torch
-
-
-def effective_sample_size(log_w: Tensor) -> float:
-    """(sum w)^2 / sum w^2."""
-    return float(torch.exp(2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)))
-
-
-def systematic_resampling(log_w: Tensor, generator: Generator) -> Tensor:
-    """As many indices as weights, each about in proportion to its weight, (N,)."""
-    n = len(log_w)
-    cumulative = log_w.softmax(0).cumsum(0)
-    points = (torch.arange(n) + torch.rand((), generator=generator, dtype=log_w.dtype)) / n
-    return torch.searchsorted(cumulative, points * cumulative[-1]).clamp_max(n - 1)

@@ -73,6 +73,8 @@ class ForecastDenoiser(WindowDenoiser):
         context: Static fields that both are given with every window, (K, \*S).
     """
 
+    _masks: Tensor
+
     def __init__(
         self,
         kernel: nn.Module,
@@ -88,6 +90,8 @@ class ForecastDenoiser(WindowDenoiser):
         self.head = head
         self.patterns, self.past = tuple(patterns), past
         self.offset = nn.Parameter(torch.zeros(2, window, variables))
+        masks = torch.stack([self.known(pattern) for pattern in self.patterns])
+        self.register_buffer("_masks", masks, persistent=False)
         self.gain = nn.Parameter(torch.full((2, window, variables), _FIRST_GAIN))
 
     @property
@@ -150,8 +154,7 @@ class ForecastDenoiser(WindowDenoiser):
         choice = torch.randint(
             len(self.patterns), t.shape, generator=generator, device=generator.device
         )
-        masks = torch.stack([self.known(pattern) for pattern in self.patterns]).to(x.device)
-        known = masks[choice.to(x.device)]
+        known = self._masks[choice.to(x.device)]
         return torch.where(known, 0, t[:, None].clamp_min(torch.finfo(t.dtype).tiny)), eps
 
     def known(self, pattern: PatternName) -> Tensor:

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
-import attrs
 import torch
 from torch import Generator, Tensor, nn
 
@@ -22,8 +21,8 @@ from sda_core.data import Standardization
 from sda_core.denoiser import Conditional
 from sda_core.errors import AssimilationError, AssimilationWarning
 from sda_core.method.base import Execution, Method, Problem
-from sda_core.method.resampling import effective_size, systematic
-from sda_core.random import seeded_generator
+from sda_core.method.resampling import effective_sample_size, systematic_resampling
+from sda_core.random import GeneratorNoise, seeded_generator
 from sda_core.sampler.base import Sampler
 from sda_core.sampler.dpm_solver import DPMSolver
 
@@ -124,13 +123,15 @@ class BlockSMC(Method):
         last = problem.observation.last_times(problem.shape[1:])
         log_evidence, least = 0.0, float(self.particles)
         # A whole window of the prior, whose last states are those before the first block.
-        window = self._drawn(None, problem.shape[1:], self.first * self.particles, generator)
+        window = self._drawn(model, None, problem.shape[1:], self.first * self.particles, generator)
         past = window[:, -model.denoiser.past :]
         paths = past.new_empty(0)
         log_w = torch.zeros(len(past), dtype=torch.float64)
         for start in range(0, problem.length, model.denoiser.block):
             stop = min(start + model.denoiser.block, problem.length)
-            block = self._drawn(past, problem.shape[1:], len(past), generator)[:, : stop - start]
+            block = self._drawn(model, past, problem.shape[1:], len(past), generator)[
+                :, : stop - start
+            ]
             paths = torch.cat((paths, block), dim=1) if start else block
             before = log_w.logsumexp(0)
             log_w = log_w + _log_likelihood(problem, paths, scaling, last, start)
@@ -141,16 +142,16 @@ class BlockSMC(Method):
                     "the observations' units and std"
                 )
             log_evidence += float(log_w.logsumexp(0) - before)
-            size = effective_size(log_w)
+            size = effective_sample_size(log_w)
             least = min(least, size)
             past = torch.cat((past, block), dim=1)[:, -model.denoiser.past :]
             if size < self.threshold * self.particles or len(paths) > self.particles:
-                index = systematic(log_w, self.particles, generator)
+                index = systematic_resampling(log_w, generator, self.particles)
                 paths, past = paths[index], past[index]
                 log_w = torch.zeros(self.particles, dtype=torch.float64)
             if execution.on_step:
                 execution.on_step(stop, problem.length)
-        index = systematic(log_w, self.particles, generator)
+        index = systematic_resampling(log_w, generator, self.particles)
         chosen = index[torch.randperm(self.particles, generator=generator)[:members]]
         if execution.record:
             execution.record({"log_evidence": log_evidence, "least_effective_size": least})
@@ -182,17 +183,21 @@ class BlockSMC(Method):
                 f"{members} members cannot be drawn from {self.particles} particles: raise "
                 "method.particles or ask for fewer members"
             )
+        if isinstance(model.denoiser, nn.Module):
+            model.denoiser.eval()
         return model
 
     def _drawn(
-        self, past: Tensor | None, state: Sequence[int], rows: int, generator: Generator
+        self,
+        model: BlockModel,
+        past: Tensor | None,
+        state: Sequence[int],
+        rows: int,
+        generator: Generator,
     ) -> Tensor:
         r"""Blocks after some states, or whole windows, in model space, (rows, K, C, \*S)."""
-        model, parts, sampler = self.model, [], self.sampler or DPMSolver(steps=_STEPS)
-        assert model is not None  # since it was checked
-        if isinstance(model.denoiser, nn.Module):
-            model.denoiser.eval()
-        noise = _GeneratorNoise(generator, model.device)
+        parts, sampler = [], self.sampler or DPMSolver(steps=_STEPS)
+        noise = GeneratorNoise(generator, model.device)
         with torch.no_grad():
             for index in torch.arange(rows).split(self.batch_size):
                 before = None if past is None else past[index].to(model.device)
@@ -229,15 +234,3 @@ def _log_likelihood(
         if given is not None:
             total += given.double().nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     return total
-
-
-@attrs.frozen
-class _GeneratorNoise:
-    """Noise for particles, which depend on each other: from one generator, on the CPU."""
-
-    generator: Generator
-    device: torch.device
-
-    def normal(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal noise."""
-        return torch.randn(*shape, generator=self.generator).to(self.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sda_core.config import at_least, component, non_negative, option
 from sda_core.errors import AssimilationError
 from sda_core.method.base import Execution, Method, Problem
-from sda_core.method.resampling import systematic
+from sda_core.method.resampling import systematic_resampling
 from sda_core.random import seeded_generator
 
 
@@ -79,4 +79,4 @@ class ParticleFilter(Method):
                 f"{time}. Use more particles (now {self.particles}) or check the observations' "
                 "units and std"
             )
-        return systematic(log_w, self.particles, generator)
+        return systematic_resampling(log_w, generator, self.particles)

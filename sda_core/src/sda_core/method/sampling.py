@@ -18,7 +18,7 @@ from sda_core.method.base import Execution, PriorModel
 from sda_core.method.divergence import DivergenceMonitor, RedrawTracker
 from sda_core.method.ensemble import Ensemble
 from sda_core.method.memory_plan import free_memory, plan_memory
-from sda_core.random import AnyNoise, MemberNoise, seeded_generator
+from sda_core.random import GeneratorNoise, MemberNoise, seeded_generator
 from sda_core.sampler.base import Sampler, SamplerState
 from sda_core.threads import ThreadTuner, one_thread
 
@@ -119,7 +119,7 @@ class EnsembleSampler:
             return settings
 
         def some_steps(prior: Denoiser) -> None:
-            noise = AnyNoise(model.device)
+            noise = GeneratorNoise(seeded_generator(0), model.device)
             z = noise.normal((1, *rest))  # kept throughout, as by Sampler.sample
             times = self.sampler.times(prior.schedule)
             # From all over the grid: early steps, or those at some noise levels, may hold less.

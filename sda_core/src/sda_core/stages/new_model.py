@@ -9,9 +9,8 @@ import torch
 from sda_core.data import size_text
 from sda_core.errors import ConfigError, SDAError
 from sda_core.experiment import Experiment, Run
-from sda_core.kernel import Kernel, WindowShape
 from sda_core.method.memory_plan import free_memory
-from sda_core.model import TrainedModel, device, window_shape
+from sda_core.model import TrainedModel, device
 from sda_core.stages.common import WEIGHTS, stream
 from sda_core.system import HasContext, SystemSpec
 from sda_core.training import TrainingPreview, arithmetic_rules, measure_training
@@ -55,27 +54,34 @@ def new_model(run: Run, spec: SystemSpec) -> TrainedModel:
         run: The run.
         spec: What the states are.
     """
-    experiment, system = run.experiment, run.experiment.system
-    _check_memory(experiment.require("kernel", "training"), window_shape(experiment.model, spec))
+    check_memory(run, spec)
     with torch.random.fork_rng([device()] if device().type == "cuda" else []):
         torch.manual_seed(stream(run.train_seed, WEIGHTS))
-        fields = system.context() if isinstance(system, HasContext) else {}
-        model = TrainedModel.create(
-            experiment.require("kernel", "training"),
-            experiment.require("schedule", "training"),
-            experiment.model,
-            spec,
-            fields,
-        )
+        model = _create(run, spec)
     model.denoiser.to(device())
     return model
 
 
-def _check_memory(kernel: Kernel, shape: WindowShape) -> None:
-    """Refuse a network that cannot be trained here, before it is built."""
+def _create(run: Run, spec: SystemSpec) -> TrainedModel:
+    experiment, system = run.experiment, run.experiment.system
+    return TrainedModel.create(
+        experiment.require("kernel", "training"),
+        experiment.require("schedule", "training"),
+        experiment.model,
+        spec,
+        system.context() if isinstance(system, HasContext) else {},
+    )
+
+
+def check_memory(run: Run, spec: SystemSpec) -> None:
+    """Refuse a model that cannot be trained here, before it is built.
+
+    Raises:
+        ConfigError: It does not fit the memory, or the system.
+    """
     try:
         with torch.device("meta"):
-            count = sum(p.numel() for p in kernel.build(shape).parameters())
+            count = sum(p.numel() for p in _create(run, spec).denoiser.parameters())
     except SDAError:
         raise
     except Exception:  # noqa: BLE001 - a plugin's network may not be for this

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from sda_core.errors import DataError
-from sda_core.experiment import STAGES, Experiment, Run
+from sda_core.experiment import Experiment, Run
 from sda_core.io.files import read_json
 from sda_core.io.progress import ProgressOption, announce
 from sda_core.stages.preflight import check_run
@@ -35,10 +35,7 @@ def run(
     """
     record = Run(experiment, directory, progress=progress)
     experiment.require("method", "a run")
-    check_run(record)
-    for stage in STAGES.values():
-        if not stage.needed(experiment) or record.is_done(stage.name):
-            continue
+    for stage in check_run(record):
         if stage.exists_in(record.directory) and (damaged := record.damaged(stage.name)):
             if stage.name == "train" and record.checkpoints.newest() is None:
                 record.check_whole(stage.name)

@@ -11,15 +11,19 @@ import attrs
 from sda_core.data import check_space, size_text
 from sda_core.errors import DataError
 from sda_core.experiment import STAGES, Experiment, Run
+from sda_core.experiment.stage import Stage
 from sda_core.io.files import disk_usage
 from sda_core.stages.assimilation import check_trajectory
 from sda_core.stages.common import load_model
-from sda_core.stages.new_model import check_window, new_model
+from sda_core.stages.new_model import check_memory, check_window
 from sda_core.system import SystemSpec
 
 
-def check_run(run: Run) -> None:
+def check_run(run: Run) -> list[Stage]:
     """Check all stages that a run has still to do.
+
+    Returns:
+        These stages, in order.
 
     Raises:
         ConfigError: A table is missing, or does not fit the system, the data or the memory.
@@ -27,23 +31,34 @@ def check_run(run: Run) -> None:
         CheckpointError: There is no such pretrained model.
     """
     experiment = run.experiment
-    missing = {s.name for s in STAGES.values() if s.needed(experiment) and not run.is_done(s.name)}
-    _check_tables(experiment, missing)
+    stages = [s for s in STAGES.values() if s.needed(experiment) and not run.is_done(s.name)]
+    missing = {stage.name for stage in stages}
+    check_tables(experiment, missing)
     spec = _with_statistics(experiment.system.spec)
     if "simulate" in missing:
         check_space(run.data, experiment.data, spec)
     _check_lengths(experiment, missing)
     if "train" in missing:
-        new_model(run, spec)
+        check_memory(run, spec)
     elif experiment.model.pretrained is not None and missing & {"sample", "assimilate"}:
         load_model(run)
     if "assimilate" in missing:
         _check_observations(experiment, spec)
     _check_results(run, missing, spec)
+    return stages
 
 
-def _check_tables(experiment: Experiment, missing: Collection[str]) -> None:
-    """Refuse an experiment without a table that one of these stages needs."""
+def check_tables(experiment: Experiment, missing: Collection[str], what: str = "a run") -> None:
+    """Refuse an experiment without a table that one of these stages needs.
+
+    Args:
+        experiment: The experiment.
+        missing: The stages.
+        what: What they are done for, for the message.
+
+    Raises:
+        ConfigError: A table is missing.
+    """
     needed = []
     if "train" in missing:
         needed += ["kernel", "schedule"]
@@ -58,7 +73,7 @@ def _check_tables(experiment: Experiment, missing: Collection[str]) -> None:
     if "assimilate" in missing and experiment.assimilate.observations is None:
         needed += ["observation"]
     for table in needed:
-        experiment.require(table, "a run")
+        experiment.require(table, what)
 
 
 def _check_lengths(experiment: Experiment, missing: Collection[str]) -> None:

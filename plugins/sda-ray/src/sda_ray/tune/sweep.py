@@ -18,6 +18,7 @@ from sda_core.config import component
 from sda_core.errors import ConfigError
 from sda_core.experiment import Experiment
 from sda_core.io.progress import ProgressOption
+from sda_core.stages.preflight import check_tables
 from sda_ray.cluster import Ray
 from sda_ray.storage import check_url
 from sda_ray.tune.config import SweepSettings
@@ -141,12 +142,10 @@ def _check_training(sweep: SweepSettings, experiment: Experiment) -> None:
 
 def _check_evaluation(experiment: Experiment) -> None:
     asked, data = experiment.assimilate, experiment.data
-    if experiment.require("method", "sweep.evaluate").needs_model:
-        for table in ("sampler", "guidance"):
-            experiment.require(table, "sweep.evaluate")
+    experiment.require("method", "sweep.evaluate")
+    check_tables(experiment, ("assimilate", "evaluate"), "sweep.evaluate")
     if asked.observations is not None:
         return
-    experiment.require("observation", "sweep.evaluate")
     held_out, end = data.split_sizes["test"], asked.start + asked.length
     _refuse(
         asked.trajectory >= held_out,
