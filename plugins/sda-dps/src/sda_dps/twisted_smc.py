@@ -30,6 +30,7 @@ from sda_core.method import (
     Progress,
     plan_memory,
 )
+from sda_core.method.resampling import check_members
 from sda_core.random import MemberNoise, seeded_generator
 from sda_core.threads import ThreadTuner
 from sda_dps.ancestral import AncestralWalk
@@ -97,11 +98,7 @@ class TwistedSMC(GuidedMethod):
                 particles, one window of one particle does not fit the memory, or no particle is
                 left with a weight.
         """
-        if members > self.particles:
-            raise AssimilationError(
-                f"{members} members cannot be drawn from {self.particles} particles: raise "
-                "method.particles or ask for fewer members"
-            )
+        check_members(members, self.particles)
         posterior = self.posterior(problem, seed, execution)
         sampler, guidance, likelihood = posterior.sampler, posterior.guidance, posterior.likelihood
         ensemble = execution.ensemble or Ensemble((members, *problem.shape))

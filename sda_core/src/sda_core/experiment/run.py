@@ -146,8 +146,8 @@ class Run:
                 elif value is not None and name != OBSERVED:
                     tables[name] = value
         try:
-            run = Run(structure(Experiment, tables, manager=self.manager), self.directory)
-            run.manager = self.manager
+            experiment = structure(Experiment, tables, manager=self.manager)
+            run = Run(experiment, self.directory, self.manager)
             filled = {name: run.settings(name) for name in made}
         except SDAError:  # of other components than are installed, say
             return made

@@ -21,7 +21,11 @@ from sda_core.data import Standardization
 from sda_core.denoiser import Conditional
 from sda_core.errors import AssimilationError, AssimilationWarning
 from sda_core.method.base import Execution, Method, Problem
-from sda_core.method.resampling import effective_sample_size, systematic_resampling
+from sda_core.method.resampling import (
+    check_members,
+    effective_sample_size,
+    systematic_resampling,
+)
 from sda_core.random import GeneratorNoise, seeded_generator
 from sda_core.sampler.base import Sampler
 from sda_core.sampler.dpm_solver import DPMSolver
@@ -178,11 +182,7 @@ class BlockSMC(Method):
                 "block-smc: the model cannot forecast. Train one with model.levels = ['joint', "
                 "'forecast'] and parameterization = 'edm', or use method 'sda'"
             )
-        if members > self.particles:
-            raise AssimilationError(
-                f"{members} members cannot be drawn from {self.particles} particles: raise "
-                "method.particles or ask for fewer members"
-            )
+        check_members(members, self.particles)
         if isinstance(model.denoiser, nn.Module):
             model.denoiser.eval()
         return model

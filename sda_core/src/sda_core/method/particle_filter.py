@@ -13,7 +13,7 @@ from torch import Tensor
 from sda_core.config import at_least, component, non_negative, option
 from sda_core.errors import AssimilationError
 from sda_core.method.base import Execution, Method, Problem
-from sda_core.method.resampling import systematic_resampling
+from sda_core.method.resampling import check_members, systematic_resampling
 from sda_core.random import seeded_generator
 
 
@@ -40,11 +40,7 @@ class ParticleFilter(Method):
             AssimilationError: There are more members than particles, the operator mixes times, or
                 no particle is compatible with the observations.
         """
-        if members > self.particles:
-            raise AssimilationError(
-                f"{members} members cannot be drawn from {self.particles} particles: raise "
-                "particles or ask for fewer members"
-            )
+        check_members(members, self.particles)
         generator = seeded_generator(seed)
         x = problem.system.prior((self.particles,), generator)
         for _ in range(self.burn_in):

@@ -5,6 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from sda_core.errors import AssimilationError
+
+
+def check_members(members: int, particles: int) -> None:
+    """Refuse to draw more members than there are particles.
+
+    Raises:
+        AssimilationError: There are more.
+    """
+    if members > particles:
+        raise AssimilationError(
+            f"{members} members cannot be drawn from {particles} particles: raise "
+            "method.particles or ask for fewer members"
+        )
+
 
 def systematic_resampling(log_w: Tensor, generator: Generator, count: int | None = None) -> Tensor:
     """Numbers of the particles that are kept, with systematic resampling.
